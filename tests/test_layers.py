@@ -215,7 +215,8 @@ def foreign_privates(file: str) -> Iterator[str]:
 
 
 def is_private(name: str) -> bool:
-    return name.startswith("_") and not name.startswith("__")
+    # The documentation of Python has this one of os.
+    return name.startswith("_") and not name.startswith("__") and name != "_exit"
 
 
 def makes_paths(file: str) -> bool:

@@ -49,6 +49,7 @@ MAX_UNWRITTEN: Final = 4 * 1024 * 1024
 _SOP_CLASS, _SOP_INSTANCE, _STUDY, _SERIES = 0x00080016, 0x00080018, 0x0020000D, 0x0020000E
 _UIDS: Final = (_SOP_CLASS, _SOP_INSTANCE, _STUDY, _SERIES)
 _WANTED: Final = frozenset(_UIDS)
+_UNKNOWN: Final = Requestor("", "")
 
 
 #: An instance, and the error for which the archive refused it; ``None`` if it was stored.
@@ -97,8 +98,8 @@ class Ingest:
     :param default_charset: the character set of text without one, see :class:`dicomtwist.archive.archive.Archive`.
 
     :ivar outcomes: the number of instances, by ``"stored"`` or the class of the error for which they were refused.
-    :ivar on_received: called with the Study Instance UID of each instance that is stored, and with the calling and the called
-        AE title of its sender; in the reactor thread, or ``None``.
+    :ivar on_received: called with the Study Instance UID of each instance that is stored, and with its sender; in the reactor
+        thread, or ``None``.
     :ivar listeners: functions that are called with the Study and Series Instance UIDs of each instance that is stored, in the
         reactor thread. They do not fail.
     """
@@ -110,7 +111,7 @@ class Ingest:
         self.executor = executor
         self.default_charset = default_charset
         self.listeners: list[Callable[[str, str], None]] = []
-        self.on_received: Callable[[str, tuple[str, str]], None] | None = None
+        self.on_received: Callable[[str, Requestor], None] | None = None
         self._layouts = (frozenset[int](), Layouts(WANTED, MAX_VALUE_LENGTH))
         self._moves = MoveSchedule(archive, executor)
         self.outcomes = Counts()
@@ -131,10 +132,11 @@ class Ingest:
         :returns: the sink for the data set.
         """
         tasks = self.archive.tasks
-        if tasks is None or sender is None:
+        if sender is None or (tasks is None and self.on_received is None):
             return IncomingInstance(self, meta, flow, sender, study)
         # The rules and the facts about the sender of this moment apply, even if both change before the last byte has arrived.
-        return IncomingInstance(self, meta, flow, sender, study, tasks.notes, sender.requestor)
+        notes = None if tasks is None else tasks.notes
+        return IncomingInstance(self, meta, flow, sender, study, notes, sender.requestor)
 
     def layouts_for(self, notes: Notes | None) -> Layouts:
         """Return the layouts of recent data sets, with the attributes that *notes* looks at."""
@@ -237,7 +239,7 @@ class Ingest:
             if error is None:
                 stored += 1
                 if self.on_received is not None:
-                    self.on_received(incoming.study_uid, incoming.titles)
+                    self.on_received(incoming.study_uid, incoming.requestor)
                 for listener in self.listeners:
                     listener(incoming.study_uid, incoming.series_uid)
         if stored:
@@ -306,10 +308,9 @@ class IncomingInstance:
         self.result: Deferred[BaseException | None] = Deferred()
 
     @property
-    def titles(self) -> tuple[str, str]:
-        """The calling and the called AE title of the sender; empty if it has none."""
-        titles: tuple[str, str] = getattr(self._sender, "titles", ("", ""))
-        return titles
+    def requestor(self) -> Requestor:
+        """The sender as rules see it; without names and address if that is not known."""
+        return self._requestor or _UNKNOWN
 
     # --- the sink, in the reactor thread
 

@@ -8,10 +8,10 @@ it was being replaced when the program ended.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence, Set
-from contextlib import AbstractContextManager, closing, nullcontext
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence, Set
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import BinaryIO, Final, NamedTuple, TypeAlias
+from typing import BinaryIO, Final, NamedTuple, TypeAlias, TypeVar
 
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.completeness import examine
@@ -45,6 +45,7 @@ MAX_REPORTED: Final = 100
 
 
 _Folder: TypeAlias = tuple[str, str]
+_T = TypeVar("_T")
 
 
 class NotWanted(StoreError):
@@ -189,7 +190,7 @@ def reconcile(
     deleted = {removed.uids for removed in archive.unpurged()}
     lost: list[InstanceUIDs] = []
     # If the comparison ends early, the traceback keeps generators alive, and that of the rows holds the lock of the index.
-    with closing(store.series(hidden.add)) as on_disk, closing(index.files()) as in_index:
+    with _closing(store.series(hidden.add)) as on_disk, _closing(index.files()) as in_index:
         for folder, files, rows in _merged(on_disk, in_index):
             check_wanted()
             missing = files - rows
@@ -278,6 +279,16 @@ def _remove(
             found.deleted += 1
             continue
         found.note_lost(archive.store.name(*uids))
+
+
+@contextmanager
+def _closing(iterator: Iterator[_T]) -> Iterator[Iterator[_T]]:
+    """Close *iterator* at the end, if it is a generator."""
+    try:
+        yield iterator
+    finally:
+        if isinstance(iterator, Generator):
+            iterator.close()
 
 
 class _Hidden:

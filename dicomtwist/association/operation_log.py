@@ -71,15 +71,25 @@ class OperationLog:
 
     def operations(self) -> list[LoggedOperation]:
         """Return the operations in the order in which they were added."""
-        kinds = [*self._kinds]
+        kinds: list[tuple[str, str, str]] = [*self._kinds]
         found, place, data = [], 0, bytes(self._data)
         while place < len(data):
             started, seconds, message_id, status, pending, kind, length = _ENTRY.unpack_from(data, place)
             place += _ENTRY.size
             uid = data[place : place + length].decode("utf-8", "surrogatepass")
             place += length
-            of_kind = kinds[kind]
+            direction, service, sop_class = kinds[kind]
             found.append(
-                LoggedOperation(*of_kind, uid, message_id, None if status < 0 else status, pending, started, seconds)
+                LoggedOperation(
+                    direction=direction,
+                    service=service,
+                    sop_class_uid=sop_class,
+                    sop_instance_uid=uid,
+                    message_id=message_id,
+                    status=None if status < 0 else status,
+                    pending=pending,
+                    started=started,
+                    seconds=seconds,
+                )
             )
         return found

@@ -416,11 +416,25 @@ class RecordKeeper:
             bytes_received=association.bytes_received,
             bytes_sent=association.bytes_sent,
             contexts=_contexts(association) or self._proposed,
-            operations=tuple(OperationRecord(**one._asdict()) for one in self._operations.operations()),
+            operations=tuple(_record_of(one) for one in self._operations.operations()),
             omitted=self._omitted,
             counts=self._operation_counts(),
             ending=ending_of(association, self._asked_for, self._released_by),
         )
+
+
+def _record_of(one: LoggedOperation) -> OperationRecord:
+    return OperationRecord(
+        direction=one.direction,
+        service=one.service,
+        message_id=one.message_id,
+        sop_class_uid=one.sop_class_uid,
+        sop_instance_uid=one.sop_instance_uid,
+        status=one.status,
+        pending=one.pending,
+        started=one.started,
+        seconds=one.seconds,
+    )
 
 
 def count_ended(association: AssociationInterface, figures: NetworkFigures, seconds: float) -> None:

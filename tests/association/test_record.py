@@ -328,8 +328,8 @@ class Bounds(RecordTestCase):
         self.listen()
         association = self.associate()
         for ae in (self.scu, self.scp):
-            for _, handler, _arguments in ae.get_handlers(evt.EVT_RECORD):
-                ae.unbind(evt.EVT_RECORD, handler)
+            for bound in ae.get_handlers(evt.EVT_RECORD):
+                ae.unbind(evt.EVT_RECORD, bound[1])
         association.bind(evt.EVT_RECORD, count)
         for listed in (False, True):
             if listed:

@@ -8,7 +8,7 @@ its own. All methods block and are meant for worker threads; one call runs at a 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import RLock
@@ -376,7 +376,7 @@ class Index:
         with self._transaction():
             return series_below(self._connection, uids)
 
-    def files(self) -> Generator[tuple[str, str, list[str]], None, None]:
+    def files(self) -> Iterator[tuple[str, str, list[str]]]:
         """
         Yield all indexed series, in the order of their UIDs: Study and Series Instance UID, and the SOP Instance UIDs.
 

@@ -8,7 +8,7 @@ every index has a database that :mod:`dicomtwist.archive.query` can read.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from dicomtwist.archive.index.record import IndexedInstance, IndexRow
@@ -52,7 +52,7 @@ class InstanceIndex(IndexWriter, Protocol):
     def remove_below(self, uids: Sequence[str], /) -> int:
         """Remove a study, a series or an instance, by its UIDs from the study on; return the number of instances."""
 
-    def files(self) -> Generator[tuple[str, str, list[str]], None, None]:
+    def files(self) -> Iterator[tuple[str, str, list[str]]]:
         """
         Yield all indexed series, in the order of their UIDs: Study and Series Instance UID, and the SOP Instance UIDs.
         """

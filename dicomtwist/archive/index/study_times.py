@@ -7,19 +7,21 @@ of receipt are read from the files, and the senders are unknown.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
 from threading import Lock
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
     Column,
     ColumnElement,
     Connection,
     Float,
+    Integer,
     MetaData,
     String,
     Table,
@@ -31,6 +33,8 @@ from sqlalchemy import (
     select,
 )
 
+from dicomtwist.access.certificates import Certificate
+from dicomtwist.access.rules import Requestor
 from dicomtwist.archive.index.index import Index
 from dicomtwist.archive.index.reading import reading
 from dicomtwist.archive.index.schema import instance, series, study
@@ -39,6 +43,8 @@ __all__ = ["Order", "StudyFacts", "StudyTimes", "study_times"]
 
 #: The studies whose facts wait to be written; those of others are lost, so that their files tell the time of receipt.
 MAX_WAITING: Final = 100_000
+#: The calling AE title that rules have for clients of HTTP.
+HTTP: Final = "HTTP"
 #: The studies that are written or read together.
 PAGE: Final = 200
 
@@ -54,6 +60,17 @@ study_times = Table(
     Column("accessed", Float(53), nullable=False),
     Column("calling", _TEXT, nullable=False),
     Column("called", _TEXT, nullable=False),
+)
+# What else is known of the senders. A row counts if its time is that of the row above: an earlier version writes that alone.
+study_senders = Table(
+    "study_senders",
+    metadata,
+    Column("study_instance_uid", _TEXT, primary_key=True),
+    Column("received", Float(53), nullable=False),
+    Column("user_name", _TEXT, nullable=False),
+    Column("address", _TEXT, nullable=False),
+    Column("is_proxied", Integer, nullable=False),
+    Column("certificate", _TEXT, nullable=False),
 )
 
 
@@ -78,6 +95,7 @@ class StudyFacts:
     :ivar called: the AE title that was called then.
     :ivar modalities: the modalities of its series.
     :ivar size: the size of its files in bytes.
+    :ivar sender: the sender of its last instance, with user, address and certificate; ``None`` if it is not known.
     """
 
     uid: str
@@ -87,6 +105,7 @@ class StudyFacts:
     called: str = ""
     modalities: tuple[str, ...] = ()
     size: int = 0
+    sender: Requestor | None = None
 
     def time(self, order: Order) -> float:
         """Return the time that counts."""
@@ -95,8 +114,7 @@ class StudyFacts:
 
 class _Receipt(NamedTuple):
     time: float
-    calling: str
-    called: str
+    sender: Requestor
 
 
 class StudyTimes:
@@ -115,10 +133,10 @@ class StudyTimes:
 
     # --- in any thread
 
-    def note_received(self, study_uid: str, titles: tuple[str, str]) -> None:
-        """Note that an instance of a study was received; *titles* are the calling and the called AE title."""
+    def note_received(self, study_uid: str, sender: Requestor) -> None:
+        """Note that an instance of a study was received from *sender*."""
         if len(self._received) < MAX_WAITING or study_uid in self._received:
-            self._received[study_uid] = _Receipt(self._clock(), *titles)
+            self._received[study_uid] = _Receipt(self._clock(), sender)
 
     def note_accessed(self, study_uid: str) -> None:
         """Note that instances of a study are retrieved."""
@@ -158,26 +176,30 @@ class StudyTimes:
     def _write(
         self, connection: Connection, names: Sequence[str], received: dict[str, _Receipt], accessed: dict[str, float]
     ) -> None:
-        columns = study_times.c
-        found = {row[0]: row for row in connection.execute(select(study_times).where(columns[0].in_(names)))}
-        rows = []
+        found = {row[0]: row for row in connection.execute(select(study_times).where(study_times.c[0].in_(names)))}
+        rows, senders = [], []
         for name in names:
             before = found.get(name, (name, 0.0, 0.0, "", ""))
-            receipt = received.get(name) or _Receipt(before[1], before[3], before[4])
-            if not receipt.time:
+            receipt = received.get(name)
+            if receipt is None and not before[1]:
                 continue  # a study without its receipt: that is read from the files first
+            time_of_receipt = before[1] if receipt is None else max(receipt.time, before[1])
+            calling, called = before[3:5] if receipt is None else _titles(receipt.sender)
             rows.append(
                 {
                     "study_instance_uid": name,
-                    "received": max(receipt.time, before[1]),
+                    "received": time_of_receipt,
                     "accessed": max(accessed.get(name, 0.0), before[2]),
-                    "calling": receipt.calling,
-                    "called": receipt.called,
+                    "calling": calling,
+                    "called": called,
                 }
             )
-        connection.execute(delete(study_times).where(columns[0].in_([row["study_instance_uid"] for row in rows])))
-        if rows:
-            connection.execute(study_times.insert(), rows)
+            if receipt is not None and receipt.sender.address:
+                senders.append(_sender_row(name, time_of_receipt, receipt.sender))
+        for table, new in ((study_times, rows), (study_senders, senders)):
+            connection.execute(delete(table).where(table.c[0].in_([row["study_instance_uid"] for row in new])))
+            if new:
+                connection.execute(table.insert(), new)
 
     def unknown(self, index: Index) -> list[str]:
         """
@@ -221,9 +243,8 @@ class StudyTimes:
         :raises IndexFailed: the database refused.
         """
         with self._lock, self._writing(index) as connection:
-            connection.execute(
-                delete(study_times).where(study_times.c.study_instance_uid.not_in(select(study.c.study_instance_uid)))
-            )
+            for table in (study_times, study_senders):
+                connection.execute(delete(table).where(table.c[0].not_in(select(study.c.study_instance_uid))))
 
     def oldest(self, index: Index, order: Order, after: tuple[float, str] = (0.0, "")) -> list[StudyFacts]:
         """
@@ -246,8 +267,7 @@ class StudyTimes:
         )
         self._make_table(index)
         with reading(index.engine) as connection:
-            rows = connection.execute(statement).all()
-            return [self._facts(connection, *row) for row in rows]
+            return self._facts(connection, [tuple(row) for row in connection.execute(statement)])
 
     def facts(self, index: Index, study_uids: Sequence[str]) -> dict[str, StudyFacts]:
         """
@@ -259,22 +279,38 @@ class StudyTimes:
         with reading(index.engine) as connection:
             rows = connection.execute(select(study_times).where(study_times.c[0].in_(study_uids))).all()
             found = {row[0]: row for row in rows}
-            return {uid: self._facts(connection, *found.get(uid, (uid, 0.0, 0.0, "", ""))) for uid in study_uids}
+            times = [tuple(found.get(uid, (uid, 0.0, 0.0, "", ""))) for uid in study_uids]
+            return {one.uid: one for one in self._facts(connection, times)}
 
-    def _facts(
-        self, connection: Connection, uid: str, received: float, accessed: float, calling: str, called: str
-    ) -> StudyFacts:
-        of_study = (
-            select(series.c.modality, func.sum(instance.c.size))
+    def _facts(self, connection: Connection, rows: Sequence[tuple[Any, ...]]) -> list[StudyFacts]:
+        """
+        Return the facts about studies.
+
+        :param rows: their rows in the table of times.
+        """
+        uids = [row[0] for row in rows]
+        uid = study.c.study_instance_uid
+        of_studies = (
+            select(uid, series.c.modality, func.sum(instance.c.size))
             .select_from(instance)
             .join(series, instance.c.parent == series.c.id)
             .join(study, series.c.parent == study.c.id)
-            .where(study.c.study_instance_uid == uid)
-            .group_by(series.c.modality)
+            .where(uid.in_(uids))
+            .group_by(uid, series.c.modality)
         )
-        rows = connection.execute(of_study).all()
-        modalities = tuple(sorted(row[0] for row in rows))
-        return StudyFacts(uid, received, accessed, calling, called, modalities, int(sum(row[1] for row in rows)))
+        sizes: dict[str, dict[str, int]] = {}
+        for name, modality, size in connection.execute(of_studies):
+            sizes.setdefault(name, {})[modality] = int(size)
+        senders = {row[0]: row for row in connection.execute(select(study_senders).where(study_senders.c[0].in_(uids)))}
+        found = []
+        for name, received, accessed, calling, called in rows:
+            of_study = sizes.get(name, {})
+            sender = _sender_of(senders.get(name), received, calling, called)
+            modalities = tuple(sorted(of_study))
+            found.append(
+                StudyFacts(name, received, accessed, calling, called, modalities, sum(of_study.values()), sender)
+            )
+        return found
 
     def total(self, index: Index) -> int:
         """
@@ -289,3 +325,32 @@ class StudyTimes:
         if not self._has_table and not index.is_reading:
             metadata.create_all(index.engine)
             self._has_table = True
+
+
+def _titles(sender: Requestor) -> tuple[str, str]:
+    """Return the calling and the called AE title; a client of HTTP has ``HTTP`` in place of the former."""
+    return sender.calling or (HTTP if sender.address else ""), sender.called
+
+
+def _sender_row(uid: str, received: float, sender: Requestor) -> dict[str, Any]:
+    certificate = sender.certificate
+    described = [] if certificate is None else [certificate.fingerprint, sorted(certificate.subject)]
+    return {
+        "study_instance_uid": uid,
+        "received": received,
+        "user_name": sender.user,
+        "address": sender.address,
+        "is_proxied": int(sender.proxied),
+        "certificate": json.dumps(described) if described else "",
+    }
+
+
+def _sender_of(row: Any, received: float, calling: str, called: str) -> Requestor | None:
+    if row is None or row[1] != received:
+        return None
+    _, _, user, address, is_proxied, described = row
+    certificate = None
+    if described:
+        fingerprint, subject = json.loads(described)
+        certificate = Certificate(frozenset((oid, value) for oid, value in subject), fingerprint)
+    return Requestor(called, calling, address, bool(is_proxied), user, None, certificate)

@@ -5,12 +5,14 @@ The retention policy: which studies may be deleted, and when. Pure: no I/O, no c
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
+from dicomtwist.access.certificates import CertificatePattern, parse_pattern
 from dicomtwist.archive.index.study_times import Order, StudyFacts
+from dicomtwist.runtime.networks import ANYWHERE, Networks, parse_networks
 
 __all__ = ["RetentionPolicy", "RetentionRule", "parse_retention"]
 
@@ -26,13 +28,18 @@ _SIZES: Final = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "P": 2**
 @dataclass(frozen=True, slots=True)
 class RetentionRule:
     """
-    Conditions on a study, and what applies to it. A condition that is empty matches any study.
+    Conditions on a study, and what applies to it. A condition that is empty matches any study. Those on the sender are about
+    the one of its last instance.
 
     :ivar name: a name for the log.
     :ivar calling: calling AE titles, with ``*`` and ``?``.
     :ivar called: called AE titles, likewise.
     :ivar modality: modalities; all series of the study have one of them.
+    :ivar users: names of confirmed users.
+    :ivar networks: addresses of senders.
+    :ivar certificates: patterns, of which the certificate of the sender must match one.
     :ivar age: the age in seconds from which on it is deleted; ``None`` for no limit.
+    :ivar size: the bytes that the studies to which the rule applies may have together; ``None`` for no limit.
     :ivar keep: whether it is never deleted.
     """
 
@@ -40,8 +47,21 @@ class RetentionRule:
     calling: tuple[str, ...] = ()
     called: tuple[str, ...] = ()
     modality: tuple[str, ...] = ()
+    users: frozenset[str] = frozenset()
+    networks: Networks = ANYWHERE
+    certificates: tuple[CertificatePattern, ...] = ()
     age: float | None = None
+    size: int | None = None
     keep: bool = False
+
+    def __str__(self) -> str:
+        """What applies, in words."""
+        if self.keep:
+            return "kept"
+        words = [] if self.age is None else [f"{self.age / _UNITS['d']:g} days"]
+        if self.size is not None:
+            words.append(f"the oldest beyond {self.size} bytes")
+        return " and ".join(words)
 
     def matches(self, study: StudyFacts) -> bool | None:
         """Whether all conditions match; ``None`` if that depends on the sender, who is not known."""
@@ -49,9 +69,23 @@ class RetentionRule:
             study.modalities and all(any(fnmatchcase(one, each) for each in self.modality) for one in study.modalities)
         ):
             return False
-        if (self.calling or self.called) and not study.calling:
-            return None
-        return _any(self.calling, study.calling) and _any(self.called, study.called)
+        found = [*self._sender_matches(study)]
+        if False in found:
+            return False
+        return None if None in found else True
+
+    def _sender_matches(self, study: StudyFacts) -> Iterator[bool | None]:
+        """Yield whether each condition on the sender matches; ``None`` for one on what is not known."""
+        sender = study.sender
+        if self.calling or self.called:
+            is_known = bool(study.calling)
+            yield _any(self.calling, study.calling) and _any(self.called, study.called) if is_known else None
+        if self.users:
+            yield None if sender is None else sender.user in self.users
+        if self.networks:
+            yield None if sender is None else self.networks.has(sender.address, proxied=sender.proxied)
+        if self.certificates:
+            yield None if sender is None else any(one.matches(sender.certificate) for one in self.certificates)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +113,7 @@ class RetentionPolicy:
         words = []
         if self.age is not None:
             words.append(f"studies older than {self.age / _UNITS['d']:g} days")
-        words += [f"{rule.name}: {'kept' if rule.age is None else f'{rule.age / 86400:g} days'}" for rule in self.rules]
+        words += [f"{rule.name}: {rule}" for rule in self.rules]
         if self.size is not None:
             words.append(f"the oldest beyond {self.size} bytes")
         which = ", ".join(words) or "nothing"
@@ -88,7 +122,12 @@ class RetentionPolicy:
     @property
     def deletes(self) -> bool:
         """Whether the policy ever deletes anything."""
-        return self.size is not None or self.youngest is not None
+        return self.size is not None or self.youngest is not None or self.has_sizes
+
+    @property
+    def has_sizes(self) -> bool:
+        """Whether a rule has a size."""
+        return any(rule.size is not None for rule in self.rules)
 
     @property
     def youngest(self) -> float | None:
@@ -140,7 +179,7 @@ def parse_retention(table: Mapping[str, Any]) -> RetentionPolicy:
         raise ValueError(f"retention.order is received or accessed, not {order!r}")
     return RetentionPolicy(
         _age(table, "age", "retention"),
-        _size(table),
+        _size(table, "retention"),
         Order(order),
         tuple(_rule(one, f"retention.rule {number}") for number, one in enumerate(rules, 1)),
         _flag(table, "dry-run", "retention"),
@@ -149,15 +188,22 @@ def parse_retention(table: Mapping[str, Any]) -> RetentionPolicy:
 
 
 def _rule(table: Mapping[str, Any], where: str) -> RetentionRule:
-    _check_keys(table, ("name", "calling", "called", "modality", "age", "keep"), where)
-    age, keep = _age(table, "age", where), _flag(table, "keep", where)
-    if keep == (age is not None):
-        raise ValueError(f"{where}: give either age or keep = true")
+    known = ("name", "calling", "called", "modality", "user", "from", "certificate", "age", "size", "keep")
+    _check_keys(table, known, where)
+    age, size, keep = _age(table, "age", where), _size(table, where), _flag(table, "keep", where)
+    if keep == (age is not None or size is not None):
+        raise ValueError(f"{where}: give either age, size or both, or keep = true")
     name = table.get("name", where)
     if not isinstance(name, str):
         raise ValueError(f"{where}: name is a text")
     calling, called, modality = (_texts(table, key, where) for key in ("calling", "called", "modality"))
-    return RetentionRule(name, calling, called, modality, age, keep)
+    try:
+        networks = parse_networks(_texts(table, "from", where))
+        certificates = tuple(parse_pattern(one) for one in _texts(table, "certificate", where))
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    users = frozenset(_texts(table, "user", where))
+    return RetentionRule(name, calling, called, modality, users, networks, certificates, age, size, keep)
 
 
 def _check_keys(table: Mapping[str, Any], known: Sequence[str], where: str) -> None:
@@ -193,14 +239,14 @@ def _age(table: Mapping[str, Any], key: str, where: str) -> float | None:
     return float(found[1]) * _UNITS[found[2]]
 
 
-def _size(table: Mapping[str, Any]) -> int | None:
+def _size(table: Mapping[str, Any], where: str) -> int | None:
     if "size" not in table:
         return None
     value = table["size"]
     text = str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
     found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGTP]?)(?:i?B)?", text)
     if found is None:
-        raise ValueError(f'retention: size is a number of bytes such as "500G", with K, M, G, T or P, not {value!r}')
+        raise ValueError(f'{where}: size is a number of bytes such as "500G", with K, M, G, T or P, not {value!r}')
     return int(float(found[1]) * _SIZES[found[2]])
 
 

@@ -4,7 +4,8 @@ The retention: studies are deleted by age, and to keep the archive below a size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 from twisted.internet.defer import Deferred, succeed
@@ -12,11 +13,12 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from dicomtwist.access.rules import Requestor
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.index.study_times import StudyFacts
 from dicomtwist.archive.removal.age_clock import AgeClock
 from dicomtwist.archive.removal.holds import StudyLocked
-from dicomtwist.archive.removal.policy import RetentionPolicy
+from dicomtwist.archive.removal.policy import RetentionPolicy, RetentionRule
 from dicomtwist.archive.removal.remover import NotInArchive
 from dicomtwist.archive.services.deletion import Deletion
 from dicomtwist.errors import loggable
@@ -28,6 +30,41 @@ __all__ = ["Retention"]
 WRITE_EVERY: Final = 30.0
 #: The studies that a dry run names in the log, so that each has one line.
 MAX_TOLD: Final = 10_000
+
+
+class _Excess:
+    """
+    The bytes that are too many.
+
+    :ivar all: those of all instances together.
+    :ivar of_rules: those of the studies of rules, by the identity of the rule.
+    """
+
+    def __init__(self) -> None:
+        self.all = 0
+        self.of_rules: dict[int, int] = {}
+
+    def __bool__(self) -> bool:
+        return self.all > 0 or any(one > 0 for one in self.of_rules.values())
+
+    def less(self, rule: RetentionRule | None, size: int) -> None:
+        """Take note that a study is deleted."""
+        self.all -= size
+        if id(rule) in self.of_rules:
+            self.of_rules[id(rule)] -= size
+
+
+def _why(policy: RetentionPolicy, study: StudyFacts, now: float, excess: _Excess) -> str:
+    """Return why a study is to be deleted, with the rule that applies to it; ``""`` if it stays."""
+    rule = policy.rule_for(study)
+    if rule is None or rule.keep:
+        return ""
+    name = f" by the rule {rule.name!r}" if rule.name else ""
+    if policy.is_too_old(study, now):
+        return f"its age{name}"
+    if excess.of_rules.get(id(rule), 0) > 0:
+        return f"the size{name}"
+    return f"the size of the archive{f' ({rule.name})' if rule.name else ''}" if excess.all > 0 else ""
 
 
 class Retention:
@@ -132,39 +169,54 @@ class Retention:
         while not self._is_stopped and await self._executor.run(self._learn):
             pass
         self.kept = 0
-        excess = 0
+        excess = _Excess()
         if policy.size is not None:
             total = await self._executor.run(self._archive.study_times.total, self._archive.index)
-            excess = total - policy.size
+            excess.all = total - policy.size
+        if policy.has_sizes:
+            await self._measure(policy, excess)
         await self._delete(policy, excess)
 
-    async def _delete(self, policy: RetentionPolicy, excess: int) -> None:
+    async def _pages(self, policy: RetentionPolicy) -> AsyncIterator[list[StudyFacts]]:
+        """Yield the facts about all studies in the order of the policy, a page at a time, until the service stops."""
+        archive, after = self._archive, (0.0, "")
+        while not self._is_stopped:
+            page = await self._executor.run(archive.study_times.oldest, archive.index, policy.order, after)
+            if not page:
+                return
+            yield page
+            after = (page[-1].time(policy.order), page[-1].uid)
+
+    async def _measure(self, policy: RetentionPolicy, excess: _Excess) -> None:
+        """Learn what the studies of each rule with a size have beyond it."""
+        sizes: Counter[int] = Counter()
+        async for page in self._pages(policy):
+            for study in page:
+                rule = policy.rule_for(study)
+                if rule is not None:
+                    sizes[id(rule)] += study.size
+        for rule in policy.rules:
+            if rule.size is not None:
+                excess.of_rules[id(rule)] = sizes[id(rule)] - rule.size
+
+    async def _delete(self, policy: RetentionPolicy, excess: _Excess) -> None:
         """
         Delete studies for their age, and the oldest of the others.
 
         :param excess: the bytes that are too many.
         """
-        archive, now = self._archive, self._clock()
-        after = (0.0, "")
-        while not self._is_stopped:
-            page = await self._executor.run(archive.study_times.oldest, archive.index, policy.order, after)
+        now = self._clock()
+        async for page in self._pages(policy):
             for study in page:
-                after = (study.time(policy.order), study.uid)
                 youngest = policy.youngest
-                if excess <= 0 and (youngest is None or now - after[0] < youngest):
+                is_young = youngest is None or now - study.time(policy.order) < youngest
+                if is_young and not excess:
                     return
                 if self._is_stopped or self.policy is not policy:
                     return
-                if policy.is_too_old(study, now):
-                    why = "its age"
-                elif excess > 0 and policy.is_spare(study):
-                    why = "the size of the archive"
-                else:
-                    continue
-                if await self._delete_one(policy, study, why):
-                    excess -= study.size
-            if not page:
-                return
+                why = _why(policy, study, now, excess)
+                if why and await self._delete_one(policy, study, why):
+                    excess.less(policy.rule_for(study), study.size)
 
     async def _delete_one(self, policy: RetentionPolicy, study: StudyFacts, why: str) -> bool:
         """Delete a study; return whether it is gone, or would be."""
@@ -204,7 +256,8 @@ class Retention:
             return "it is locked"
         if archive.store.received(study.uid) > study.received + 1:
             # Another process has received it, and has not noted that yet; or that was killed before.
-            archive.study_times.note_received(study.uid, (study.calling, study.called))
+            sender = study.sender or Requestor(study.called, study.calling)
+            archive.study_times.note_received(study.uid, sender)
             return "an instance was received since"
         return next((why for wanted in self.wanted_by if (why := wanted(study.uid))), "")
 

@@ -63,11 +63,6 @@ class _Peer:
         access = self._service.access
         return access is None or access.may_replace(self._assoc)
 
-    @property
-    def titles(self) -> tuple[str, str]:
-        """The calling and the called AE title."""
-        return self._assoc.remote.ae_title, self._assoc.remote.called_ae_title
-
     def log_replacement(self, message: str, /, **fields: object) -> None:
         """Log that its instance replaced another one."""
         self._log(False, message, fields)

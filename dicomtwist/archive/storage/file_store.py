@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -180,9 +180,7 @@ class InstanceStore:
             return False
         return False
 
-    def series(
-        self, unreadable: Callable[[str, str, OSError], None]
-    ) -> Generator[tuple[tuple[str, str], set[str]], None, None]:
+    def series(self, unreadable: Callable[[str, str, OSError], None]) -> Iterator[tuple[tuple[str, str], set[str]]]:
         """Yield each series, in the order of the Study and Series Instance UIDs, with the SOP Instance UIDs of its files.
 
         A folder that is not named by a UID, such as ``lost+found`` of a file system, is left out if it cannot be read.

@@ -8,7 +8,7 @@ meant for worker threads, and raise an :class:`OSError` if the operating system 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import BinaryIO, Protocol
 
@@ -173,9 +173,7 @@ class Storage(ReceivingStorage, CommittingStorage, Protocol):
     def side_folder(self, name: str, /) -> SideFiles:
         """Return the files beside the instances that are stored together under *name*."""
 
-    def series(
-        self, unreadable: Callable[[str, str, OSError], None], /
-    ) -> Generator[tuple[tuple[str, str], set[str]], None, None]:
+    def series(self, unreadable: Callable[[str, str, OSError], None], /) -> Iterator[tuple[tuple[str, str], set[str]]]:
         """
         Yield each series, in the order of the UIDs: Study and Series Instance UID, and the SOP Instance UIDs in it.
 

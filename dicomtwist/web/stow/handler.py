@@ -50,11 +50,6 @@ class _Client:
         """Whether the rules allow it to replace instances now."""
         return self._request.may(Operation.REPLACE)
 
-    @property
-    def titles(self) -> tuple[str, str]:
-        """``HTTP`` in place of the calling AE title, which rules of the retention are matched against."""
-        return "HTTP", ""
-
     def log_replacement(self, message: str, /, **fields: object) -> None:
         """Log that its instance replaced another one: a line each, however many there are."""
         self._log(message, {**fields, "log_always": True})

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sqlalchemy import Engine, create_engine
 
+from dicomtwist.access.rules import Requestor
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.index import schema
 from dicomtwist.archive.index.attributes import Level
@@ -88,7 +89,7 @@ class Keeping(ArchiveCase):
         self.assertIsNone(keep(archive, dataset(1, study=2, PatientID="Q")))
         times, index = archive.study_times, archive.index
         times.note_times(index, [(uid, 5.0) for uid in times.unknown(index)])
-        times.note_received("1.2.1", ("CT1", "ARCHIVE"))
+        times.note_received("1.2.1", Requestor("ARCHIVE", "CT1"))
         times.note_accessed("1.2.1")
         times.write(index)
         facts = times.oldest(index, Order.ACCESSED)
