@@ -138,11 +138,13 @@ class StudyObject:
     :ivar uid: the Study Instance UID.
     :ivar instances: the number of instances by SOP Class UID; empty if that is not known.
     :ivar accession: the Accession Number.
+    :ivar uids: some SOP Instance UIDs by SOP Class UID.
     """
 
     uid: str
     instances: Mapping[str, int] = field(default_factory=dict)
     accession: str = ""
+    uids: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,7 +243,8 @@ def _object(one: PatientObject | StudyObject | QueryObject | NodeObject) -> Iter
         described = f"<Accession Number={_quoted(one.accession)}/>" if one.accession else ""
         counts = [*one.instances.items()]
         for uid, count in counts[:MAX_CLASSES]:
-            described += f'<SOPClass UID={_quoted(uid)} NumberOfInstances="{count}"/>'
+            names = "".join(f"<Instance UID={_quoted(name)}/>" for name in one.uids.get(uid, ()))
+            described += f'<SOPClass UID={_quoted(uid)} NumberOfInstances="{count}">{names}</SOPClass>'
         if counts[MAX_CLASSES:]:
             described += f'<SOPClass NumberOfInstances="{sum(count for _, count in counts[MAX_CLASSES:])}"/>'
         rest = f"<ParticipantObjectDescription>{described}</ParticipantObjectDescription>" if described else ""

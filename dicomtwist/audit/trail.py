@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -28,6 +28,7 @@ from dicomtwist.archive.removal.remover import Deleted
 from dicomtwist.archive.storage.types import IndexFailed, is_uid
 from dicomtwist.association.record import AssociationRecord, counting
 from dicomtwist.audit import messages as audit
+from dicomtwist.audit.alerts import Alerts
 from dicomtwist.audit.messages import Event, Participant, PatientObject, StudyObject
 from dicomtwist.dimse.messages import CStoreRQ, CStoreRSP
 from dicomtwist.dimse.status import NOT_AUTHORISED, StatusCategory, category
@@ -43,10 +44,13 @@ MAX_INSTANCES: Final = 100_000
 MAX_STUDIES: Final = 1000
 #: The beginning of the routes of DICOMweb, whose studies, series and instances are files.
 DICOMWEB: Final = "/dicom-web/"
+#: The status of a response without a body, because the client has it already.
+NOT_MODIFIED: Final = 304
 #: The instances that are looked up at once.
 PAGE: Final = 400
 
 _STUDY: Final = re.compile(r"/studies/([0-9.]{1,64})(?=/|\Z)")
+_INSTANCE: Final = re.compile(r"/instances/([0-9.]{1,64})(?=/|\Z)")
 _UNKNOWN: Final = Subject("unknown")
 
 
@@ -107,14 +111,20 @@ class Trail:
     :param archive: the archive.
     :param access: the access control, which knows the users; ``None`` without one.
     :param writer: writes the messages.
+    :param clock: the reactor; with it repeated alerts have a message together, see :mod:`~dicomtwist.audit.alerts`.
+
+    :ivar source: the name of the source, which may change, and so may *writer*.
     """
 
-    def __init__(self, source: str, title: str, archive: Archive, access: Access | None, writer: Writer) -> None:
-        self._source = source
+    def __init__(
+        self, source: str, title: str, archive: Archive, access: Access | None, writer: Writer, clock: Any = None
+    ) -> None:
+        self._alerts = None if clock is None else Alerts(clock, lambda event: self._put([event]))
+        self.source = source
         self._title = title
         self._archive = archive
         self._access = access
-        self._writer = writer
+        self.writer = writer
         self._instances: WeakKeyDictionary[AssociationInterface, tuple[_Instances, _Instances]] = WeakKeyDictionary()
 
     @property
@@ -127,9 +137,21 @@ class Trail:
         ]
 
     def _put(self, events: Iterable[Event], weight: int = 1) -> None:
-        self._writer.put(_Job(events, self._source), weight)
+        self.writer.put(_Job(events, self.source), weight)
+
+    def _alert(self, event: Event) -> None:
+        """Write the message of an event that a peer can repeat as often as it likes."""
+        if self._alerts is None or event.outcome == audit.SUCCESS:
+            self._put([event])
+        else:
+            self._alerts.add(event)
 
     # --- the application
+
+    def flush(self) -> None:
+        """Write the messages of alerts that were only counted so far."""
+        if self._alerts is not None:
+            self._alerts.flush()
 
     def started(self) -> None:
         """Note that the application has started."""
@@ -215,9 +237,8 @@ class Trail:
         peer, us = self._peer(assoc), partial(self._us, title=self._called(assoc) if assoc.is_acceptor else "")
         is_acceptor = assoc.is_acceptor
         if is_acceptor:
-            security = [*self._security(assoc, record)]
-            if security:
-                self._put(security)
+            for alert in self._security(assoc, record):
+                self._alert(alert)
         for instances, action, source, destination in (
             (received, "C", peer(audit.SOURCE, is_acceptor), us(audit.DESTINATION)),
             (sent, "R", us(audit.SOURCE, is_requestor=not is_acceptor), peer(audit.DESTINATION, is_acceptor)),
@@ -331,7 +352,7 @@ class Trail:
         )
         us = self._us
         if record.status in (401, 403):
-            self._put([self._refused(record, client(), us(None))])
+            self._alert(self._refused(record, client(), us(None)))
         elif record.status is not None and record.status < 400 and record.route:
             events = self._events_of(record, client, us)
             if events is not None:
@@ -370,14 +391,51 @@ class Trail:
             query = audit.QueryObject(of=record.path, content=url.encode("utf-8", "replace"))
             participants = [client(role=audit.SOURCE), us(audit.DESTINATION)]
             return [Event(code=audit.QUERY, action="E", when=when, participants=participants, objects=[query])]
+        instance = next(iter(_INSTANCE.findall(record.path)), "")
         if last == "wado":
-            studies = [uid for uid in parse_qs(record.query).get("studyUID", []) if is_uid(uid)][:1]
+            parameters = parse_qs(record.query)
+            studies = [uid for uid in parameters.get("studyUID", []) if is_uid(uid)][:1]
+            instance = next((uid for uid in parameters.get("objectUID", []) if is_uid(uid)), "")
         # DICOMweb sends files; pages and /api describe studies, with paths of the same form.
         is_transfer = last in ("{study}", "{series}", "{instance}") and record.route.startswith(DICOMWEB)
-        code = audit.TRANSFERRED if is_transfer or last == "wado" else audit.ACCESSED
-        if code is audit.TRANSFERRED:
-            return self._transfers(code, "R", when, [us(audit.SOURCE), client(role=audit.DESTINATION)], studies)
-        return self._transfers(code, "R", when, [client(), us(None)], studies)
+        participants = [client(), us(None)]
+        code = audit.ACCESSED
+        if (is_transfer or last == "wado") and record.status != NOT_MODIFIED:
+            code = audit.TRANSFERRED
+            participants = [us(audit.SOURCE), client(role=audit.DESTINATION)]
+        return self._retrieved(record, code, participants, studies, instance)
+
+    def _retrieved(
+        self,
+        record: RequestRecord,
+        code: audit.Code,
+        participants: list[Participant],
+        studies: list[str],
+        instance: str,
+    ) -> Iterator[Event]:
+        """
+        Yield the message about what a request has read.
+
+        :param studies: the study that it names, if there is one.
+        :param instance: the instance that it names, ``""`` if it names none.
+        """
+        uid = next(iter(studies), _UNKNOWN.study)
+        subject = self._subjects(studies).get(uid, Subject(uid))
+        counts: Mapping[str, int] = record.sent.get(uid, {})
+        uids: dict[str, list[str]] = {}
+        if instance:
+            _, sop_class = self._subjects_of_instances([instance]).get(instance, (subject, "unknown"))
+            counts, uids = {sop_class: 1}, {sop_class: [instance]}
+        is_cut = record.ending == "lost"
+        yield Event(
+            code=code,
+            action="R",
+            when=record.started,
+            outcome=audit.FAILURE if is_cut else audit.SUCCESS,
+            why="the connection was lost before the end of the response" if is_cut else "",
+            participants=participants,
+            objects=_objects(subject, counts, uids),
+        )
 
     def _stored(self, record: RequestRecord, participants: list[Participant]) -> Iterator[Event]:
         subjects = self._subjects(list(record.stored))
@@ -436,9 +494,11 @@ class Trail:
         return {}
 
 
-def _objects(subject: Subject, counts: Mapping[str, int]) -> list[StudyObject | PatientObject]:
+def _objects(
+    subject: Subject, counts: Mapping[str, int], uids: Mapping[str, Sequence[str]] | None = None
+) -> list[StudyObject | PatientObject]:
     return [
-        StudyObject(uid=subject.study, instances=counts, accession=subject.accession),
+        StudyObject(uid=subject.study, instances=counts, accession=subject.accession, uids=uids or {}),
         PatientObject(patient_id=subject.patient_id, name=subject.name),
     ]
 

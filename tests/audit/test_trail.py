@@ -76,7 +76,7 @@ def _kind(message: Any) -> str:
 
 
 class HTTP(TrailTestCase):
-    def request(self, method: str, route: str, status: int | None = 200, **more: Any) -> None:
+    def request(self, method: str, route: str, status: int | None = 200, ending: str = "answered", **more: Any) -> None:
         values: dict[str, Any] = {
             "path": route.replace("{study}", "1.2.1").replace("{series}", "1.2.1.1").replace("{instance}", "1.2.1.1.1"),
             "address": "10.1.2.3",
@@ -87,7 +87,7 @@ class HTTP(TrailTestCase):
         self.trail.request_ended(
             RequestRecord(
                 method=method, route=route, status=status, proxied=False, secure=True, identity="", certificate="",
-                started=NOW, seconds=0.1, bytes_received=0, bytes_sent=0, ending="answered", **values,
+                started=NOW, seconds=0.1, bytes_received=0, bytes_sent=0, ending=ending, **values,
             )
         )  # fmt: skip
 
@@ -141,6 +141,35 @@ class HTTP(TrailTestCase):
         self.request("GET", "/dicom-web/wado", query="requestType=WADO&studyUID=1.2.2&seriesUID=1.3&objectUID=1.4")
         (message,) = self.messages()
         self.assertEqual((_kind(message), list(objects_of(message, "2"))), ("110104 R 0", ["P2"]))
+        self.assertEqual(self.instances(message), [("1.9", "1", ["1.4"])])
+
+    def instances(self, message: Any) -> list[tuple[str, str, list[str]]]:
+        """Return the SOP Classes of a message: UID, number of instances, SOP Instance UIDs."""
+        return [
+            (one.get("UID"), one.get("NumberOfInstances"), [each.get("UID") for each in one.iter("Instance")])
+            for one in message.iter("SOPClass")
+        ]
+
+    def test_instances(self) -> None:
+        """The number of instances that were sent; the UID of one that the request names."""
+        study = "/dicom-web/studies/{study}"
+        one = f"{study}/series/{{series}}/instances/{{instance}}"
+        for route, more, kind, instances in (
+            (study, {"sent": {"1.2.1": {"1.9": 3, "1.8": 1}}}, "110104 R 0", [("1.9", "3", []), ("1.8", "1", [])]),
+            (study, {"sent": {"1.2.1": {"1.9": 2}}, "ending": "lost"}, "110104 R 4", [("1.9", "2", [])]),
+            (one, {}, "110104 R 0", [("1.9", "1", ["1.2.1.1.1"])]),
+            (one, {"status": 304}, "110103 R 0", [("1.9", "1", ["1.2.1.1.1"])]),
+            (f"{one}/frames/{{frames}}", {}, "110103 R 0", [("1.9", "1", ["1.2.1.1.1"])]),
+            (one.replace("/dicom-web", ""), {}, "110103 R 0", [("1.9", "1", ["1.2.1.1.1"])]),
+            (f"{study}/metadata", {}, "110103 R 0", []),
+        ):
+            self.request("GET", route, **more)
+            (message,) = self.messages()
+            self.assertEqual((_kind(message), self.instances(message)), (kind, instances), (route, more))
+        self.index.is_broken = True
+        self.request("GET", one)
+        (message,) = self.messages()
+        self.assertEqual(self.instances(message), [("unknown", "1", ["1.2.1.1.1"])])
 
     def test_stored(self) -> None:
         self.request(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from base64 import b64decode
 from collections import Counter
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -53,6 +55,15 @@ def counts_of(message: Any) -> dict[str, int]:
         uid: sum(int(one.get("NumberOfInstances")) for one in study.iter("SOPClass"))
         for uid, study in objects_of(message, "110180").items()
     }
+
+
+def _parsed(path: Path) -> list[Any]:
+    return [parsed(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+
+
+def _stored(messages: Iterable[Any]) -> list[str]:
+    """Return the studies whose instances were stored."""
+    return [uid for one in messages if kind_of(one) == "110104 C 0" for uid in counts_of(one)]
 
 
 def keys(study: str) -> Dataset:
@@ -174,6 +185,56 @@ class Audit(ServerTestCase):
         self.assertEqual((await self.server.stop()).code, 0)
         # The server has told that it stops before it closed the connection.
         self.assertIn("110100 110121 E 0", map(kind_of, receiver.messages))
+
+    async def test_other_places(self) -> None:
+        """A reload changes the place: what waited for the former receiver comes to the next one, and nothing is lost."""
+        first, second = Receiver(), Receiver()
+        for one in (first, second):
+            self.addCleanup(one.stop)
+        await second.start()
+        before, after = (Path(self.mktemp()).absolute() for _ in range(2))
+        options = "--port", f"tcp:{self.port}:interface=127.0.0.1", "--http", f"tcp:{self.http}:interface=127.0.0.1"
+        await self.start(RULES, *options, port=self.port, ready="HTTP listens")
+        open_one = await self.scu("CT1").associate("127.0.0.1", self.port)
+        for number, target in enumerate(("", str(before), first.target, second.target, str(after), "")):
+            if number:
+                line = f'audit = "{target}"\naudit-source = "Archive {number}"\n' if target else ""
+                self.configuration.write_text(line + RULES)
+                self.server.signal("HUP")
+                await self.until(partial(self.has_reloaded, number))
+            self.assertEqual(await self.store("CT1", f"1.2.{number}"), [0])
+            self.assertEqual(int(await open_one.send_c_store(instance(f"1.3.{number}"))), 0)
+            if target == str(after):
+                await open_one.release()
+                open_one = await self.scu("CT1").associate("127.0.0.1", self.port)
+                await self.until(lambda: "1.3.4" in _stored(_parsed(after)))
+        await open_one.release()
+        await self.until(lambda: {"1.2.2", "1.2.3"} <= set(_stored(second.messages)))
+        self.assertEqual((await self.server.stop()).code, 0)
+        self.assertEqual(first.received, [])
+        self.assertEqual(_stored(_parsed(before)), ["1.2.1"])
+        self.assertEqual(sorted(_stored(second.messages)), ["1.2.2", "1.2.3"])
+        self.assertEqual(sorted(_stored(_parsed(after))), ["1.2.4", *(f"1.3.{number}" for number in range(1, 5))])
+        sources = {one.find("AuditSourceIdentification").get("AuditSourceID") for one in second.messages}
+        self.assertEqual(sources, {"Archive 2", "Archive 3"})
+        self.assertNotIn("Traceback", self.server.text)
+
+    def has_reloaded(self, times: int) -> bool:
+        return self.server.text.count("reloaded the rules") == times
+
+    async def test_a_flood_of_refusals(self) -> None:
+        """A client that is refused again and again has few messages, and those of others are there."""
+        target = Path(self.mktemp()).absolute()
+        await self.serve(str(target))
+        for _ in range(100):
+            self.assertEqual(await self.get("/studies/1.2", b"POST"), 403)
+        self.assertEqual(await self.store("CT1", "1.2.1"), [0])
+        self.assertEqual((await self.server.stop()).code, 0)
+        messages = _parsed(target)
+        alerts = [one for one in messages if code_of(one) == "110113"]
+        self.assertEqual(len(alerts), 2)
+        self.assertIn("99 more from", alerts[1].find("EventIdentification/EventOutcomeDescription").text)
+        self.assertEqual(_stored(messages), ["1.2.1"])
 
     async def test_workers(self) -> None:
         receiver = Receiver()

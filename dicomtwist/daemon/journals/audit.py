@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, gatherResults, succeed
 
 from dicomtwist.audit.delivery import Datagrams, Delivery, Stream
 from dicomtwist.audit.spool import Spool
@@ -24,7 +24,7 @@ from dicomtwist.runtime.lines.line_file import LineFile
 from dicomtwist.runtime.lines.line_writer import LineWriter
 from dicomtwist.runtime.networks import is_address
 
-__all__ = ["AuditJournal", "check_target", "make_audit"]
+__all__ = ["AuditJournal", "check_target", "end_audit", "make_audit"]
 
 #: The folder of the spools in that of the archive.
 SPOOLS: Final = ".audit"
@@ -64,9 +64,9 @@ class AuditJournal:
     """
     The audit trail with what writes it.
 
-    :param writer: writes the messages.
-    :param deliveries: deliver them from the disk; none if they go to a file.
-    :param trail: the trail.
+    :param places: makes what messages are written to.
+    :param target: where they go.
+    :param trail: makes the trail that writes them.
     :param tells_activity: whether this process tells that the application starts and stops: one of several does.
 
     :ivar trail: the trail.
@@ -75,17 +75,22 @@ class AuditJournal:
     name = "audit"
 
     def __init__(
-        self, writer: LineWriter[Job], deliveries: Iterable[Delivery], trail: Trail, *, tells_activity: bool
+        self, places: _Places, target: str, trail: Callable[[LineWriter[Job]], Trail], *, tells_activity: bool
     ) -> None:
-        self.trail = trail
-        self._writer = writer
-        self._deliveries = list(deliveries)
+        self._places = places
+        self._target = target
+        self._writer = places.writer(target)
+        self._deliveries = places.deliveries(target)
+        self.trail = trail(self._writer)
         self._tells_activity = tells_activity
+        self._dropped = 0
+        self._is_stopped = False
+        self._changing: Deferred[Any] = succeed(None)
 
     @property
     def dropped(self) -> int:
         """The number of messages that were dropped."""
-        return self._writer.dropped
+        return self._dropped + self._writer.dropped
 
     @property
     def waiting(self) -> int | None:
@@ -101,16 +106,89 @@ class AuditJournal:
         if self._tells_activity:
             self.trail.started()
 
+    def change(self, target: str, source: str) -> None:
+        """
+        Write further messages to another place.
+
+        What waits on the disk for a syslog server is delivered to the new one. If there is none, because messages go to a file
+        from now on, it is delivered to the former one, until the server stops. An association that is open has its messages
+        at the new place.
+
+        :param target: the place.
+        :param source: the name of the source of the trail.
+        """
+        self.trail.source = source
+        if target == self._target:
+            return
+        former, is_remote = self._target, _is_remote(target)
+        self._target = target
+        if not (_is_remote(former) and is_remote):
+            writer, self._writer = self._writer, self._places.writer(target)
+            self._dropped += writer.dropped
+            self.trail.writer = self._writer
+            writer.stop()
+        if is_remote:
+            deliveries, self._deliveries = self._deliveries, self._places.deliveries(target)
+            self._changing.addCallback(lambda _: gatherResults([one.stop() for one in deliveries]))
+            self._changing.addCallback(self._begin, self._deliveries)
+
+    def _begin(self, _: object, deliveries: Iterable[Delivery]) -> None:
+        """Begin to deliver: what delivered before has ended, since both would read the same messages."""
+        for one in deliveries:
+            if not self._is_stopped and one in self._deliveries:
+                one.start()
+
     def reopen(self) -> None:
         """Open the file again."""
         self._writer.reopen()
 
     def stop(self) -> Deferred[Any]:
         """Write what waits, and send it. The Deferred fires when that is done, or has failed: the rest waits for a start."""
+        self._is_stopped = True
+        self.trail.flush()
         if self._tells_activity:
             self.trail.stopped()
         written = self._writer.stop()
+        written.addCallback(lambda _: self._changing)
         return written.addCallback(lambda _: gatherResults([one.stop() for one in self._deliveries]))
+
+
+class _Places:
+    """
+    Makes what messages are written to.
+
+    :param options: the options of the server at its start.
+    """
+
+    def __init__(self, options: Any) -> None:
+        worker = options.worker
+        self._reactor = options.ae.reactor
+        self._executor: Executor = options.ae.executors.records
+        self._root = options.archive.root / SPOOLS
+        process = worker.name if worker else "supervisor" if options["workers"] > 1 else "main"
+        self._spool = _WakingSpool(self._root / process)
+        self._left_behind = _left_behind(self._root, options) if worker is None else []
+
+    def writer(self, target: str) -> LineWriter[Job]:
+        """Return what writes messages that go to *target*."""
+        if _is_remote(target):
+            return LineWriter(self._executor, self._spool, _syslog_lines, "audit messages")
+        return LineWriter(self._executor, LineFile(target), _lines, "audit messages")
+
+    def deliveries(self, target: str) -> list[Delivery]:
+        """Return what delivers messages to *target*, not at work; nothing for a file."""
+        if not _is_remote(target):
+            return []
+        delivery = self._delivery(self._spool, target)
+        self._spool.wake = lambda: self._executor.call_in_reactor(delivery.wake)
+        return [delivery, *(self._delivery(Spool(folder), target) for folder in self._left_behind)]
+
+    def _delivery(self, spool: Spool, target: str) -> Delivery:
+        return _delivery(self._reactor, self._executor, spool, target)
+
+
+def _is_remote(target: str) -> bool:
+    return bool(_ENDPOINT.match(target)) or target.startswith("udp:")
 
 
 class _WakingSpool(Spool):
@@ -123,34 +201,34 @@ class _WakingSpool(Spool):
         self.wake()
 
 
-def make_audit(options: Any, archive_server: Any) -> AuditJournal:
-    """Return the audit trail of a server, as its options say."""
-    ae, target = options.ae, str(options["audit"])
-    executor: Executor = ae.executors.records
-    worker = options.worker
-    is_first = worker is None
-    process = worker.name if worker else "supervisor" if options["workers"] > 1 else "main"
-    deliveries: list[Delivery] = []
-    if _ENDPOINT.match(target) or target.startswith("udp:"):
-        root = options.archive.root / SPOOLS
-        spool = _WakingSpool(root / process)
-        delivery = _delivery(ae.reactor, executor, spool, target)
-        deliveries.append(delivery)
-        spool.wake = lambda: executor.call_in_reactor(delivery.wake)
-        if is_first:
-            deliveries += [
-                _delivery(ae.reactor, executor, Spool(folder), target) for folder in _left_behind(root, options)
-            ]
-        writer: LineWriter[Job] = LineWriter(executor, spool, _syslog_lines, "audit messages")
-    else:
-        writer = LineWriter(executor, LineFile(target), _lines, "audit messages")
-    source = options["audit-source"] or options["ae-title"]
-    trail = Trail(source, options["ae-title"], options.archive, archive_server.access, writer)
-    for event, handler, *arguments in trail.handlers:
+def make_audit(options: Any, archive_server: Any, target: str, source: str) -> AuditJournal:
+    """
+    Return the audit trail of a server.
+
+    :param options: the options of the server at its start.
+    :param target: where messages go.
+    :param source: the name of the source of the trail.
+    """
+    ae = options.ae
+
+    def trail(writer: LineWriter[Job]) -> Trail:
+        return Trail(source, ae.ae_title, options.archive, archive_server.access, writer, ae.reactor)
+
+    journal = AuditJournal(_Places(options), target, trail, tells_activity=options.worker is None)
+    for event, handler, *arguments in journal.trail.handlers:
         ae.bind(event, handler, *arguments)
-    archive_server.observers.append(trail.identifier_received)
-    archive_server.deletion.listeners.append(trail.deleted)
-    return AuditJournal(writer, deliveries, trail, tells_activity=is_first)
+    archive_server.observers.append(journal.trail.identifier_received)
+    archive_server.deletion.listeners.append(journal.trail.deleted)
+    return journal
+
+
+def end_audit(journal: AuditJournal, ae: Any, archive_server: Any) -> None:
+    """End the audit trail of a server that goes on."""
+    for event, handler, *_ in journal.trail.handlers:
+        ae.unbind(event, handler)
+    archive_server.observers.remove(journal.trail.identifier_received)
+    archive_server.deletion.listeners.remove(journal.trail.deleted)
+    journal.stop()
 
 
 def _left_behind(root: Path, options: Any) -> list[Path]:

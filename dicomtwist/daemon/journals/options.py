@@ -13,12 +13,12 @@ from twisted.python import usage
 
 from dicomtwist import evt
 from dicomtwist.archive.server import ArchiveServer
-from dicomtwist.daemon.journals.audit import check_target, make_audit
+from dicomtwist.daemon.journals.audit import AuditJournal, check_target, end_audit, make_audit
 from dicomtwist.daemon.journals.records import Records
 from dicomtwist.daemon.option_values import size
 from dicomtwist.runtime.lines.line_file import LineFile
 
-__all__ = ["JOURNAL_PARAMETERS", "Journal", "change_records", "check_journals", "make_journals"]
+__all__ = ["JOURNAL_PARAMETERS", "Journal", "change_audit", "change_records", "check_journals", "make_journals"]
 
 #: The options with a value, as ``usage.Options`` has them.
 JOURNAL_PARAMETERS: Final[list[list[Any]]] = [
@@ -104,11 +104,47 @@ def make_journals(options: Any, archive_server: ArchiveServer, http: Any) -> lis
     if options["records"] is not None:
         found.append(_make_records(options, archive_server.ae, http))
     if options["audit"] is not None:
-        audit = make_audit(options, archive_server)
-        if http is not None:
-            http.site.listeners.append(audit.trail.request_ended)
-        found.append(audit)
+        found.append(_make_audit(options, options, archive_server, http))
     return found
+
+
+def _make_audit(start: Any, options: Any, archive_server: ArchiveServer, http: Any) -> AuditJournal:
+    audit = make_audit(start, archive_server, *_audit_values(start, options))
+    if http is not None:
+        http.site.listeners.append(audit.trail.request_ended)
+    return audit
+
+
+def _audit_values(start: Any, options: Any) -> tuple[str, str]:
+    """Return where messages go, and the name of their source."""
+    return str(options["audit"]), options["audit-source"] or start.ae.ae_title
+
+
+def change_audit(
+    start: Any, options: Any, archive_server: ArchiveServer, http: Any, journals: Sequence[Journal]
+) -> list[Journal]:
+    """
+    Write further audit messages as *options* say.
+
+    :param start: the options of the server at its start.
+    :param http: the HTTP server, ``None`` without one.
+    :param journals: the journals of the server.
+    :returns: its journals from now on.
+    """
+    former = next((one for one in journals if isinstance(one, AuditJournal)), None)
+    if former is None:
+        if options["audit"] is None:
+            return [*journals]
+        audit = _make_audit(start, options, archive_server, http)
+        audit.start()
+        return [*journals, audit]
+    if options["audit"] is not None:
+        former.change(*_audit_values(start, options))
+        return [*journals]
+    if http is not None:
+        http.site.listeners.remove(former.trail.request_ended)
+    end_audit(former, start.ae, archive_server)
+    return [one for one in journals if one is not former]
 
 
 def _make_records(options: Any, ae: Any, http: Any) -> Records:

@@ -15,6 +15,8 @@ RELOADED: Final = frozenset(
     (
         "acse-timeout",
         "allow-calling",
+        "audit",
+        "audit-source",
         "dimse-timeout",
         "duplicates",
         "executor-warning",
@@ -62,8 +64,6 @@ RELOADED: Final = frozenset(
 RESTART: Final = frozenset(
     (
         "ae-title",
-        "audit",
-        "audit-source",
         "default-charset",
         "durability",
         "http",

@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 from dicomtwist.daemon.archive_service import ArchiveService
 from dicomtwist.daemon.configuration import given_options
 from dicomtwist.daemon.http import change_http
-from dicomtwist.daemon.journals.options import change_records
+from dicomtwist.daemon.journals.options import change_audit, change_records
 from dicomtwist.daemon.options import Options
 from dicomtwist.daemon.reloading.changes import Changes, changes
 from dicomtwist.trace import trace, untrace
@@ -120,6 +120,8 @@ class Reloading:
             self.options.log_file.change(found["log-format"], found["log-level"], found["log-rate"])
         if names & {"records", "records-size"}:
             service.journals = change_records(found, ae, self.http, service.journals)
+        if names & {"audit", "audit-source"}:
+            service.journals = change_audit(self.options, found, server, self.http, service.journals)
 
     def command_line(self) -> tuple[list[str], int]:
         """

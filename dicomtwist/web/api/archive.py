@@ -38,10 +38,17 @@ async def show(request: DICOMwebRequest, services: Services, values: Mapping[str
             "order": policy.order,
             "rules": len(policy.rules),
             "dry_run": policy.dry_run,
-            "deleted": server.retention.deleted,
-            "kept": server.retention.kept,
+            **(await _retention(services)),
         }
     request.answer_json({**found, "retention": retention})
+
+
+async def _retention(services: Services) -> Mapping[str, int | None]:
+    """Return the counts of the retention, of all processes together."""
+    if services.overview is not None:
+        return await services.overview.retention()
+    retention = services.archive_server.retention
+    return {"deleted": retention.deleted, "kept": retention.kept}
 
 
 async def list_studies(request: DICOMwebRequest, services: Services, values: Mapping[str, str]) -> None:

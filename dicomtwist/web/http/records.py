@@ -34,6 +34,7 @@ class Noted:
     :ivar route: the route that handles it, ``""`` if there is none.
     :ivar stored: the instances that it has stored: their number by Study Instance UID and SOP Class UID.
     :ivar failed: the number of instances that it has not stored.
+    :ivar sent: the instances of several that were sent as files: their number by Study Instance UID and SOP Class UID.
     """
 
     client: Client | None = None
@@ -41,6 +42,12 @@ class Noted:
     route: str = ""
     stored: dict[str, dict[str, int]] = field(default_factory=dict)
     failed: int = 0
+    sent: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def note_sent(self, study: str, sop_class: str) -> None:
+        """Note that an instance was sent. It may be called in a thread, by one at a time."""
+        counts = self.sent.setdefault(study, {})
+        counts[sop_class] = counts.get(sop_class, 0) + 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +75,8 @@ class RequestRecord:
     :ivar ending: ``"answered"``, or ``"lost"`` if the connection was closed before the end of the response, by either side.
     :ivar stored: the instances that were stored: their number by Study Instance UID and SOP Class UID.
     :ivar failed: the number of instances that were not stored.
+    :ivar sent: the instances of a study or a series that were sent as files: their number by Study Instance UID and SOP Class
+        UID.
     :ivar query: the query of its URL.
     """
 
@@ -89,6 +98,7 @@ class RequestRecord:
     ending: str
     stored: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     failed: int = 0
+    sent: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     query: str = field(default="", repr=False)
 
     def as_dict(self) -> dict[str, Any]:
@@ -152,5 +162,6 @@ def record_of(request: Any, seconds: float, received: int, sent: int, ending: st
         ending=ending,
         stored=noted.stored,
         failed=noted.failed,
+        sent={study: dict(counts) for study, counts in noted.sent.items()},
         query=request.uri.partition(b"?")[2].decode("latin-1"),
     )

@@ -96,6 +96,7 @@ class Overview:
         self.answers: dict[str, Callable[[], Any]] = {
             "recent": self.recent.snapshot,
             "history": self.history.snapshot,
+            "retention": self._retention,
         }
         server.ae.bind(evt.EVT_RECORD, self.recent.association_ended)
         if server.access is not None:
@@ -120,6 +121,17 @@ class Overview:
     async def state(self) -> dict[str, Any]:
         """Return the state of the processes, the disk, the index and the executors, see :mod:`.state`."""
         return await self._state.value()
+
+    async def retention(self) -> dict[str, int | None]:
+        """Return how many studies the retention has deleted and kept; ``None`` if a process does not answer."""
+        answers = [*(await self._ask("retention")).values()]
+        if None in answers:
+            return dict.fromkeys(self._retention())
+        return {name: sum(one[name] for one in answers) for name in self._retention()}
+
+    def _retention(self) -> dict[str, int]:
+        retention = self._server.retention
+        return {"deleted": retention.deleted, "kept": retention.kept}
 
     async def figures(self) -> dict[str, Any]:
         """Return the figures of the last minutes: ``step`` in seconds, ``end``, and ``series``, a list by the name of each."""

@@ -409,6 +409,7 @@ class _Body:
                         continue
                     one = again
                 yield from self._package.part(one, one.representation, stored_content(stored))
+            self._note_sent(one)
 
     def _again(self, one: Chosen, stored: StoredFile) -> Chosen | None:
         """Return the instance as its new file is, if that can be given as it is stored."""
@@ -423,6 +424,9 @@ class _Body:
             self._left_out(one, _changed())
             return None
         return Chosen(one.instance, FileHead(stored.size, stored.version, stored.meta, stored.start), kept)
+
+    def _note_sent(self, one: Chosen) -> None:
+        self._request.http.noted.note_sent(one.instance.study_instance_uid, one.instance.sop_class_uid)
 
     def _left_out(self, one: Chosen, error: Exception) -> None:
         """
@@ -476,6 +480,7 @@ class _Body:
                     yield piece
             elif await pieces.begin():
                 yield pieces
+            self._note_sent(one)
         finally:
             await pieces.aclose()
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import shutil
+from typing import Any
 
 from twisted.internet import reactor
+from twisted.internet.defer import succeed
 from twisted.internet.task import deferLater
 
 from dicomtwist.access.enforcement import Policy
 from dicomtwist.access.rules import parse_rules
 from dicomtwist.archive.index.attributes import Level
+from dicomtwist.archive.removal.policy import parse_retention
 from dicomtwist.web.api.resource import APIResource
+from dicomtwist.web.monitoring.monitor import Monitor
+from dicomtwist.web.monitoring.overview import Overview
 from tests.archive.samples import dataset, keep
 from tests.web.site import SiteTestCase
 
@@ -31,6 +36,18 @@ class Operators(APITestCase):
         self.assertEqual([found[name] for name in ("patients", "studies", "series", "instances")], [1, 2, 2, 3])
         self.assertEqual(found["size"], sum(path.stat().st_size for path in self.folder.glob("1*/*/*.dcm")))
         self.assertEqual((found["locked"], found["retention"]), (0, None))
+
+    async def test_retention_of_several_processes(self) -> None:
+        """One process deletes; the counts are those of all, and not known if one does not answer."""
+        monitor = Monitor(self.server)
+        others: dict[str, Any] = {"supervisor": {"deleted": 3, "kept": 2}, "worker-2": {"deleted": 0, "kept": 0}}
+        monitor.ask_others = lambda what: succeed(others if what == "retention" else {})
+        self.services.overview = Overview(monitor, self.server)
+        self.server.retention.policy = parse_retention({"age": "1y"})
+        for deleted, kept in ((3, 2), (None, None)):
+            found = (await self.client().request("GET", "/api/archive")).json["retention"]
+            self.assertEqual((found["deleted"], found["kept"]), (deleted, kept))
+            others["worker-2"] = None
 
     async def test_studies(self) -> None:
         client = self.client()

@@ -12,6 +12,7 @@ from pydicom import dcmread
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from dicomtwist.archive.reading import conversion
+from dicomtwist.web.http.records import RequestRecord
 from dicomtwist.web.wado.archive_zip import ArchiveWriter, archive_length
 from tests.web.site import encode
 from tests.web.wado.sample import WADOTestCase, image, part10, test_file
@@ -87,6 +88,9 @@ class Instances(WADOTestCase):
         images.append(image(1, series="1.2.3", syntax=ImplicitVRLittleEndian))
         uids = await self.store(*images)
         client = self.client()
+        records: list[RequestRecord] = []
+        self.site.listeners.append(records.append)
+        self.addCleanup(self.site.listeners.clear)
         for path, count in ((self.path(("1.2",)), 7), (self.path(("1.2", "1.2.2")), 3)):
             response = await client.request("GET", path, [ANY])
             self.assertEqual(response.status, 200)
@@ -103,6 +107,7 @@ class Instances(WADOTestCase):
             self.assertEqual(headers["content-type"], f"application/dicom; transfer-syntax={ExplicitVRLittleEndian}")
             self.assertEqual(dcmread(BytesIO(content)).PixelData, images[0].PixelData)
         self.assertNotIn("content-length", default.headers)
+        self.assertEqual([sum(one.sent.get("1.2", {}).values()) for one in records], [7, 3, 0, 7])
 
     async def test_one_that_is_damaged_is_given_as_it_is(self) -> None:
         """A data set that cannot be converted does not take the others with it."""
