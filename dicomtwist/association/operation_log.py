@@ -54,7 +54,7 @@ class OperationLog:
         if self._count >= self._maximum:
             return False
         kind = self._kinds.setdefault(operation[:3], len(self._kinds))
-        # What a peer sends as a UID may be any text.
+        # A peer may send any text as a UID.
         uid = operation.sop_instance_uid.encode("utf-8", "surrogatepass")
         self._data += _ENTRY.pack(
             operation.started,

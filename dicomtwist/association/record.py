@@ -274,7 +274,7 @@ class RecordKeeper:
     :param now: the time, in seconds of the clock.
     :param lists: whether it lists operations; otherwise it only counts them.
 
-    :ivar lists: the same, which may change.
+    :ivar lists: this parameter, which may change.
     """
 
     __slots__ = (

@@ -105,7 +105,7 @@ class Alerts:
 
     def _look(self) -> None:
         self._call = None
-        # Those that were quiet for the whole interval are new if they come again.
+        # A source that was quiet for the whole interval is a new one if it comes again.
         for key in [key for key, repeated in self._table.items() if not repeated.count]:
             del self._table[key]
             self._names[key.host] -= 1

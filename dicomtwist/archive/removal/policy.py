@@ -55,7 +55,7 @@ class RetentionRule:
     keep: bool = False
 
     def __str__(self) -> str:
-        """What applies, in words."""
+        """The limits in words."""
         if self.keep:
             return "kept"
         words = [] if self.age is None else [f"{self.age / _UNITS['d']:g} days"]

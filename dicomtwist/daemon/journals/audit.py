@@ -65,7 +65,7 @@ class AuditJournal:
     The audit trail with what writes it.
 
     :param places: makes what messages are written to.
-    :param target: where they go.
+    :param target: the place that they go to.
     :param trail: makes the trail that writes them.
     :param tells_activity: whether this process tells that the application starts and stops: one of several does.
 
@@ -110,8 +110,8 @@ class AuditJournal:
         """
         Write further messages to another place.
 
-        What waits on the disk for a syslog server is delivered to the new one. If there is none, because messages go to a file
-        from now on, it is delivered to the former one, until the server stops. An association that is open has its messages
+        Messages that wait on the disk for a syslog server are delivered to the new one. If there is none, because messages go to a
+        file from now on, they are delivered to the former one, until the server stops. An association that is open has its messages
         at the new place.
 
         :param target: the place.
