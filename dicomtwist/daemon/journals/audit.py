@@ -110,9 +110,9 @@ class AuditJournal:
         """
         Write further messages to another place.
 
-        Messages that wait on the disk for a syslog server are delivered to the new one. If there is none, because messages go to
-        a file from now on, they are delivered to the former one, until the server stops. An association that is open has its
-        messages at the new place.
+        Messages that wait on the disk for a syslog server are delivered to the new one. If there is none, because messages go
+        to a file from now on, they are delivered to the former one, until the server stops. An association that is open has
+        its messages at the new place.
 
         :param target: the place.
         :param source: the name of the source of the trail.
