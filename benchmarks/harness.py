@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import statistics
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from unittest import SkipTest
 
 from tests import peers
@@ -167,6 +168,10 @@ class Server:
     pid: int
 
 
+#: The endpoint string of a port that a server listens at.
+_LISTENING: Final = re.compile(r"(?:tcp|dicomtls):([0-9]+):")
+
+
 @contextmanager
 def serving(command: Callable[[int], Sequence[object]], log: Path, *, nodelay: bool = True) -> Iterator[Server]:
     """
@@ -188,7 +193,9 @@ def serving(command: Callable[[int], Sequence[object]], log: Path, *, nodelay: b
             start_new_session=True,
         )
     try:
-        _wait_listening(port, process, log)
+        # A port for HTTP is open before that for DIMSE, and answers 503 until then.
+        for each in [port, *(int(found[1]) for word in words if (found := _LISTENING.match(word)))]:
+            _wait_listening(each, process, log)
         yield Server(port, process.pid)
     finally:
         _end(process)

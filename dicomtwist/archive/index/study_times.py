@@ -61,7 +61,8 @@ study_times = Table(
     Column("calling", _TEXT, nullable=False),
     Column("called", _TEXT, nullable=False),
 )
-# The users, addresses and certificates of the senders. A row counts if its time is that of the row above: an earlier version writes that alone.
+# The users, addresses and certificates of the senders. A row counts if its time is that of the row above: an earlier version
+# writes that alone.
 study_senders = Table(
     "study_senders",
     metadata,
