@@ -243,9 +243,12 @@ class Trail:
             (received, "C", peer(audit.SOURCE, is_acceptor), us(audit.DESTINATION)),
             (sent, "R", us(audit.SOURCE, is_requestor=not is_acceptor), peer(audit.DESTINATION, is_acceptor)),
         ):
-            if instances.done or instances.failed:
-                events = self._transferred(instances, action, record.ended, [source, destination])
+            events = self._transferred(instances, action, record.ended, [source, destination])
+            if instances.done:
                 self._put(events, 1 + len(instances.done) // PAGE)
+            elif instances.failed:  # as those of a peer that may not store
+                for failed in events:
+                    self._alert(failed)
 
     def _transferred(
         self, instances: _Instances, action: str, when: datetime, participants: list[Participant]

@@ -147,7 +147,7 @@ class Audit(ServerTestCase):
         self.assertEqual([list(objects_of(one, "2")) for one in stored], [["1.2.1"], ["1.2.2"]])
         self.assertEqual([one.get("UserID") for one in stored[0].findall("ActiveParticipant")], ["CT1", "ANY-SCP"])
         retrieved = [counts_of(one) for one in messages if kind_of(one) == "110104 R 0"]
-        self.assertEqual(retrieved, [{"1.2.1": 2}, {"1.2.2": 0}])  # by WADO-RS their number is not told
+        self.assertEqual(retrieved, [{"1.2.1": 2}, {"1.2.2": 1}])
         queries = [
             b64decode(one.findtext("ParticipantObjectIdentification/ParticipantObjectQuery"))
             for one in messages
