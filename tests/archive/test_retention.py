@@ -270,6 +270,10 @@ class Looks(TestCase):
         times.note_received("1.2.1", Requestor("ARCHIVE", "CT2"))
         times.write(index)
         self.assertIsNone(times.facts(index, ["1.2.1"])["1.2.1"].sender)
+        times.note_received("1.2.1", Requestor("", "", "10.1.0.8", user="web"))
+        times.write(index)
+        facts = times.facts(index, ["1.2.1"])["1.2.1"]
+        self.assertEqual((facts.calling, facts.sender and facts.sender.user), ("HTTP", "web"))
         self.archive.delete(("1.2.1",))
         times.forget_removed(index)
         with reading(index.engine) as connection:
