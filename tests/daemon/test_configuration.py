@@ -112,7 +112,7 @@ class Retention(ConfigurationTestCase):
         policy = self.read(block.text).retention
         assert policy is not None
         self.assertTrue(policy.dry_run)
-        self.assertEqual([rule.name for rule in policy.rules], ["teaching files", "ultrasound"])
+        self.assertEqual([rule.name for rule in policy.rules], ["teaching files", "ultrasound", "research"])
 
 
 class Access(ConfigurationTestCase):
