@@ -393,6 +393,7 @@ class _Body:
             short = files.read_short(one.instance.uids, one.head)
             if short is not None:
                 yield from self._package.part(one, one.representation, Content([short]))
+                self._note_sent(one)
                 continue
             try:
                 stored = files.open(one.instance.uids, one.head)
