@@ -191,7 +191,8 @@ class Trail:
                         participants=[source(), destination],
                         objects=[query],
                     )
-                ]
+                ],
+                1 + len(query.content) // 1000,
             )
             return
         participants = [self._us(audit.SOURCE, self._called(assoc))]
@@ -359,7 +360,7 @@ class Trail:
         elif record.status is not None and record.status < 400 and record.route:
             events = self._events_of(record, client, us)
             if events is not None:
-                self._put(events, 1 + len(record.stored))
+                self._put(events, 1 + len(record.stored) + len(record.query) // 1000)
 
     def _refused(self, record: RequestRecord, client: Participant, us: Participant) -> Event:
         if record.status == 401 and record.credentials:

@@ -52,7 +52,13 @@ class TrailTestCase(SynchronousTestCase):
         archive: Any = SimpleNamespace(index=self.index, add_rows=lambda: None)
         access: Any = self.access
         self.jobs: list[Any] = []
-        writer: Any = SimpleNamespace(put=lambda job, weight=1: self.jobs.append(job))
+        self.weights: list[int] = []
+
+        def put(job: Any, weight: int = 1) -> None:
+            self.jobs.append(job)
+            self.weights.append(weight)
+
+        writer: Any = SimpleNamespace(put=put)
         self.trail = Trail("SOURCE", "ARCHIVE", archive, access, writer)
 
     def messages(self) -> list[Any]:
@@ -117,6 +123,11 @@ class HTTP(TrailTestCase):
             if "110112" not in kind:
                 self.assertEqual(list(objects_of(message, "110180")), ["1.2.1"])
                 self.assertEqual(list(objects_of(message, "2")), ["P1"])
+
+    def test_long_queries(self) -> None:
+        """Messages that wait are bounded by their size: a query may be as long as a header."""
+        self.request("GET", "/dicom-web/studies", query="PatientName=" + "x" * 60_000)
+        self.assertEqual(self.weights, [61])
 
     def test_no_data(self) -> None:
         self.request("GET", "/metrics")

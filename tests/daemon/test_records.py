@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import Mock
 
 from twisted.internet import reactor as _reactor
+from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.client import Agent, readBody
 
+from dicomtwist.daemon.journals import records as journal
+from dicomtwist.runtime.lines.line_writer import MAX_WAITING
+from dicomtwist.web.http.records import RequestRecord
 from tests import peers
 from tests.daemon.test_workers import ServerTestCase, instance
 
@@ -17,6 +23,20 @@ reactor = cast(Any, _reactor)
 
 def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+class Waiting(SynchronousTestCase):
+    def test_long_queries(self) -> None:
+        """Records that wait for a disk are bounded by their size: each is kept with the query of its URL."""
+        record = RequestRecord(
+            method="GET", path="/", route="/", status=200, address="127.0.0.1", proxied=False, secure=True, user="",
+            identity="", certificate="", credentials=False, started=datetime.now(UTC), seconds=0.1, bytes_received=0,
+            bytes_sent=0, ending="answered", query="x" * 60_000,
+        )  # fmt: skip
+        records = journal.Records(Mock(), Mock(seconds=lambda: 0.0))
+        for _ in range(3000):
+            records.request_ended(record)
+        self.assertEqual(records.dropped, 3000 - MAX_WAITING // 61)
 
 
 class Records(ServerTestCase):

@@ -42,7 +42,7 @@ class Records:
 
     def request_ended(self, record: RequestRecord) -> None:
         """Write the record of a request of HTTP."""
-        self._writer.put(record)
+        self._writer.put(record, 1 + len(record.query) // 1000)  # it is kept with the query
 
     @property
     def dropped(self) -> int:
