@@ -187,6 +187,21 @@ def initiation() -> str:
                 "at a C-MOVE request; not repeated",
             )
         )
+    to = "a destination of a rule of forwarding, at its address in `[peers]`"
+    rows += [
+        (
+            "C-STORE of forwarding",
+            to,
+            "what the instances need: each SOP Class with its transfer syntax, and others to convert to",
+            "when tasks are due; repeated until the instance is accepted or refused",
+        ),
+        (
+            "Storage Commitment request (N-ACTION), search (C-FIND)",
+            to,
+            "Storage Commitment Push Model, Study Root Query/Retrieve Information Model - FIND; default transfer syntaxes",
+            "after these, if the rule has `confirm`",
+        ),
+    ]
     return table("Activity | To | Presentation contexts | When", rows)
 
 
