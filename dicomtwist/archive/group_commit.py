@@ -431,7 +431,11 @@ class GroupCommit:
         try:
             self._add(placed, outcomes)
         finally:
-            wait()
+            try:
+                wait()
+            except BaseException as error:
+                # A defect of this program: nobody knows what is on the medium, and which tasks are made.
+                unsynced.update(dict.fromkeys(placed, error))
         lost = [pending for pending in unsynced if outcomes[pending] is None]
         outcomes.update(unsynced)
         if lost:

@@ -133,7 +133,7 @@ class Receipt:
                 "not forwarded by them",
                 numbers=", ".join(map(str, sorted(made.unknown))),
             )
-        if made.tasks:
+        if made.tasks > 0:
             self.notify()
 
     def _arrival(self, one: Noted) -> Arrival:

@@ -244,7 +244,8 @@ class TaskStore:
                 # Before the insert, which would make those of the note look as if they were for the same copy.
                 count += max(0, connection.execute(_OTHER_COPY, copies).rowcount)
             if rows:
-                count += max(0, connection.execute(self._insert_task, rows).rowcount)
+                made = connection.execute(self._insert_task, rows).rowcount
+                count += len(rows) if self._db.is_postgresql else made
             if self._may_wait:
                 self._note_arrivals(connection, {one.study for one in ordered}, waits, now)
         return Made(count, frozenset(unknown))
@@ -403,7 +404,7 @@ class TaskStore:
         return self._queue.drop(selection)
 
     def counts(self) -> Counts:
-        """Return the number of tasks by rule, destination and state. A million tasks take some 100 milliseconds."""
+        """Return the number of tasks by rule, destination and state. A million tasks take half a second."""
         _ = self._db
         return self._queue.counts()
 
@@ -443,7 +444,7 @@ class TaskStore:
 
         :raises TasksFailed: the database refused.
         """
-        self._mark(instances, REMOVED, time.time() if now is None else now)
+        self._mark(_MARK_REMOVED, instances, time.time() if now is None else now)
 
     def postpone_removal(self, instances: Iterable[tuple[str, str, str]], until: float) -> None:
         """
@@ -451,16 +452,13 @@ class TaskStore:
 
         :raises TasksFailed: the database refused.
         """
-        self._mark(instances, REMOVABLE, until)
+        self._mark(_POSTPONE, instances, until)
 
-    def _mark(self, instances: Iterable[tuple[str, str, str]], state: int, at: float) -> None:
-        rows = [
-            {"study_": study, "uid_": uid, "instance_": instance, "to_": state, "at_": at}
-            for study, uid, instance in instances
-        ]
+    def _mark(self, statement: Any, instances: Iterable[tuple[str, str, str]], at: float) -> None:
+        rows = [{"study_": study, "uid_": uid, "instance_": instance, "at_": at} for study, uid, instance in instances]
         if rows:
             with self._db.writing() as connection:
-                connection.execute(_MARK_REMOVABLE, rows)
+                connection.execute(statement, rows)
 
     def forget(self, before: float, limit: int = MAX_FORGOTTEN) -> int:
         """
@@ -595,17 +593,13 @@ _REMOVABLE: Final = (
     .where(task.c.route.in_(select(route.c.id)) & (task.c.state == REMOVABLE) & (task.c.at < bindparam("before_")))
     .limit(bindparam("limit_"))
 )
-_MARK_REMOVABLE: Final = (
-    update(task)
-    .where(
-        (task.c.instance == bindparam("instance_"))
-        & task.c.series.in_(
-            select(series.c.id).where((series.c.study == bindparam("study_")) & (series.c.series == bindparam("uid_")))
-        )
-        & (task.c.state == REMOVABLE)
-    )
-    .values(state=bindparam("to_"), at=bindparam("at_"))
+_OF_INSTANCE: Final = (task.c.instance == bindparam("instance_")) & task.c.series.in_(
+    select(series.c.id).where((series.c.study == bindparam("study_")) & (series.c.series == bindparam("uid_")))
 )
+_MARK_REMOVED: Final = (
+    update(task).where(_OF_INSTANCE & among(task.c.state, (DONE, REMOVABLE))).values(state=REMOVED, at=bindparam("at_"))
+)
+_POSTPONE: Final = update(task).where(_OF_INSTANCE & (task.c.state == REMOVABLE)).values(at=bindparam("at_"))
 _FORGOTTEN: Final = (
     select(task.c.id)
     .where((task.c.route == bindparam("route_")) & (task.c.state == bindparam("state_")))

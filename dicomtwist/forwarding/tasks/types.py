@@ -124,7 +124,7 @@ class Made(NamedTuple):
     """
     The result of making tasks.
 
-    :ivar tasks: the number of tasks that were made, or made to wait again.
+    :ivar tasks: the number of tasks that were made, or made to wait again. PostgreSQL counts those that were there as well.
     :ivar unknown: the numbers of rules that the database does not know; no tasks were made for these.
     """
 
