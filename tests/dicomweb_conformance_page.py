@@ -119,7 +119,7 @@ STATUSES: Final = {
     416: "the range is outside of the content",
     429: "too many checks of passcodes wait",
     431: "the header is too long",
-    500: "the server has failed; its log has the reason",
+    500: "the server has failed, or the stored file cannot be read; its log has the reason",
     501: "images are not rendered by this server; WADO-URI asks for an anonymized instance",
     503: "too much waits, or the server stops; `Retry-After` says when to ask again",
     507: "the storage is full",
