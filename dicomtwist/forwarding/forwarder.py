@@ -23,7 +23,7 @@ from dicomtwist.dicomweb.client.urls import BaseURL
 from dicomtwist.dicomweb.client.web_client import DICOMwebClient
 from dicomtwist.forwarding.delivery.association_sender import AssociationSender
 from dicomtwist.forwarding.delivery.confirmation import Commitments
-from dicomtwist.forwarding.delivery.interfaces import InstanceSource, Sender, TaskQueue
+from dicomtwist.forwarding.delivery.interfaces import InstanceSource, Sender, TaskQueue, when_fired
 from dicomtwist.forwarding.delivery.lane import Lane
 from dicomtwist.forwarding.delivery.outcomes import Outcomes
 from dicomtwist.forwarding.delivery.peer import Peer
@@ -192,7 +192,7 @@ class Forwarder(Service):
             [
                 *(Deferred.fromCoroutine(peer.close(self._grace)) for peer in self._peers.values()),
                 *self._closing,
-                *map(_when_fired, self._claims),
+                *map(when_fired, self._claims),
             ],
             consumeErrors=True,
         )
@@ -227,7 +227,7 @@ class Forwarder(Service):
         self._unknown.clear()
         former, self._peers = self._peers, {}
         for peer in former.values():
-            closing = Deferred.fromCoroutine(peer.close(self._grace, give_back=True))
+            closing = Deferred.fromCoroutine(peer.close(self._grace))
             self._closing.add(closing)
             closing.addErrback(self._log).addCallback(partial(self._peer_closed, closing))
         for lane in self._lanes.values():
@@ -326,7 +326,7 @@ class Forwarder(Service):
     def _look(self) -> None:
         self._look_timer = None
         if self._looking is None and self.running:
-            looking = Deferred.fromCoroutine(self._ask())
+            looking = Deferred.fromCoroutine(self._ask()).addErrback(self._log)
             if not looking.called:
                 self._looking = looking
 
@@ -389,16 +389,4 @@ class Forwarder(Service):
         self._closing.discard(closing)
 
     def _log(self, reason: Failure) -> None:
-        self.log.failure("while the forwarder changed its peers", reason)
-
-
-def _when_fired(deferred: Deferred[Any]) -> Deferred[None]:
-    """Return a Deferred that fires when *deferred* does, and leaves its result alone."""
-    fired: Deferred[None] = Deferred()
-
-    def pass_on(result: Any) -> Any:
-        fired.callback(None)
-        return result
-
-    deferred.addBoth(pass_on)
-    return fired
+        self.log.failure("in the forwarder", reason)

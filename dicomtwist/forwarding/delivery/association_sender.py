@@ -97,6 +97,7 @@ class AssociationSender:
         self._groups: list[_Group] = []
         self._confirming: dict[str, AssociationPool] = {}
         self._closing: set[Deferred[Any]] = set()
+        self._in_use: set[Association] = set()
 
     # --- opening
 
@@ -130,7 +131,11 @@ class AssociationSender:
             try:
                 async with group.pool.association(exclusive=True) as association:
                     run = _Run(association, feed, group.kinds)
-                    await run.until_dry()
+                    self._in_use.add(association)
+                    try:
+                        await run.until_dry()
+                    finally:
+                        self._in_use.discard(association)
                 if run.is_lost:
                     return
             finally:
@@ -221,10 +226,17 @@ class AssociationSender:
     # --- the end
 
     async def close(self, grace: float) -> None:
-        """Release the associations; those that are in use after the grace of the pools are aborted."""
+        """Release the associations; those that are in use after *grace* seconds are aborted."""
         pools = [*(group.pool for group in self._groups), *self._confirming.values()]
         self._groups.clear()
+        late = self._ae.reactor.callLater(grace, self._abort)
         await DeferredList([*(pool.stopService() for pool in pools), *self._closing], consumeErrors=True)
+        if late.active():
+            late.cancel()
+
+    def _abort(self) -> None:
+        for association in list(self._in_use):
+            association.abort("the forwarder is being stopped")
 
 
 def _at_once(failures: int) -> float:

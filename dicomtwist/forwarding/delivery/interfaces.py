@@ -15,7 +15,7 @@ from dicomtwist.forwarding.delivery.results import Result
 from dicomtwist.forwarding.rules import Destination, ForwardRule
 from dicomtwist.forwarding.tasks.types import Definition, Due, Outcome, Task
 
-__all__ = ["Delivery", "Feed", "InstanceSource", "Sender", "SentUIDs", "TaskQueue"]
+__all__ = ["Delivery", "Feed", "InstanceSource", "Sender", "SentUIDs", "TaskQueue", "when_fired"]
 
 
 #: The tries after which an instance is sent alone.
@@ -174,3 +174,15 @@ class Sender(Protocol):
 
     async def close(self, grace: float) -> None:
         """Close all connections within *grace* seconds."""
+
+
+def when_fired(deferred: Deferred[Any]) -> Deferred[None]:
+    """Return a Deferred that fires when *deferred* does, and leaves its result alone."""
+    fired: Deferred[None] = Deferred()
+
+    def pass_on(result: Any) -> Any:
+        fired.callback(None)
+        return result
+
+    deferred.addBoth(pass_on)
+    return fired

@@ -154,6 +154,7 @@ class Lane:
         return None
 
     async def _claim(self, peer: Peer, limit: int, rules: list[int]) -> None:
+        known = self._host.rules
         for number in rules:
             # A rule that becomes due during the claim is noted again.
             self.due.pop(number, None)
@@ -172,7 +173,8 @@ class Lane:
         self._claiming = None
         if tasks:
             left = self.destination[self.destination.index(peer.name) + 1 :]
-            known = self._host.rules
+            # The forwarder may have connected to its peers again meanwhile; a former one gives them back.
+            peer = self._host.peer(peer.name) or peer
             peer.put([Delivery(task, known[task.rule], self._done, left) for task in tasks])
         self.advance()
 
@@ -216,7 +218,8 @@ class Lane:
         else:
             # The breaker waits if the peer is down.
             next_try = 0.0 if result.is_down else self._host.now() + 1.0
-        self._host.finished(task.ends(TaskState.WAITING, delivery.said, tries=tries, next_try=next_try))
+        said = delivery.said or task.said
+        self._host.finished(task.ends(TaskState.WAITING, said, tries=tries, next_try=next_try))
 
     def _pass_on(self, delivery: Delivery) -> bool:
         """Give an instance that a peer did not take to the next one; return whether there is one that can be used."""

@@ -10,7 +10,7 @@ from typing import Any, Final
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from dicomtwist.forwarding.delivery.interfaces import TaskQueue
+from dicomtwist.forwarding.delivery.interfaces import TaskQueue, when_fired
 from dicomtwist.forwarding.tasks.types import Outcome, TaskState
 from dicomtwist.runtime.backoff import Backoff
 from dicomtwist.runtime.executors import Runner
@@ -107,9 +107,7 @@ class Outcomes:
     async def flush(self) -> None:
         """Record all that wait, with one attempt; those that cannot be recorded are dropped, and their tasks sent again."""
         while self._recording is not None:
-            recording: Deferred[None] = Deferred()
-            self._recording.addBoth(_pass_on, recording)
-            await recording
+            await when_fired(self._recording)
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
         self._timer = None
@@ -119,7 +117,3 @@ class Outcomes:
                 await self._executor.run(self._queue.finish, batch)
             except Exception as error:
                 self.log.error("{count} outcomes of forwarding are lost: {why}", count=len(batch), why=str(error))
-
-
-def _pass_on(result: None, other: Deferred[None]) -> None:
-    other.callback(None)

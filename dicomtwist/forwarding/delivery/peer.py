@@ -45,6 +45,9 @@ MAX_CONFIRMING: Final = 5000
 CONFIRMED_TOGETHER: Final = 100
 CONFIRM_PAUSE: Final = 2.0
 
+#: The result of an instance that the peer cannot be sent any more, because it is stopped.
+_GIVEN_BACK: Final = Result(Action.RETRY, is_down=True, is_sent=False)
+
 
 class Peer:
     """
@@ -155,37 +158,32 @@ class Peer:
         return max(0, MAX_PACED - len(self._paced)) if name in self._rates else MAX_IN_HAND
 
     def put(self, deliveries: Sequence[Delivery]) -> None:
-        """Take instances; for each :attr:`Delivery.done` is called once, unless the peer is stopped."""
+        """Take instances; for each :attr:`Delivery.done` is called once."""
         self.in_hand += len(deliveries)
+        if self._is_stopping:
+            for delivery in deliveries:
+                self._finish(delivery, _GIVEN_BACK)
+            return
         for delivery in deliveries:
             (self._paced if delivery.rule.name in self._rates else self._waiting).append(delivery)
         self._advance()
 
     def stop(self) -> None:
-        """Begin nothing more. Instances that were not sent are dropped without a result."""
+        """Begin nothing more. Instances that were not sent end as not tried, and wait for the next run."""
         self._is_stopping = True
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
-        for delivery in (*self._waiting, *self._paced, *self._ready):
-            delivery.close()
-        self._waiting.clear()
-        self._paced.clear()
-        self._ready.clear()
-        self._confirming.clear()
+        for delivery in (*self._ready, *self._waiting, *self._paced):
+            delivery.left = ()
+        self._give_back(_GIVEN_BACK)
+        waiting, self._confirming = self._confirming, {}
+        for batch in waiting.values():
+            self._confirmed(batch, [_GIVEN_BACK] * len(batch))
         self._feed(False)
 
-    async def close(self, grace: float, *, give_back: bool = False) -> None:
-        """
-        Let what is being sent end within *grace* seconds, and close the connections.
-
-        :param give_back: whether what was not sent ends with a result, as not tried; see :meth:`stop`.
-        """
-        if give_back:
-            self._is_stopping = True
-            for delivery in (*self._ready, *self._waiting, *self._paced):
-                delivery.left = ()
-            self._give_back(Result(Action.RETRY, "", is_down=True, is_sent=False))
+    async def close(self, grace: float) -> None:
+        """Stop, let what is being sent end within *grace* seconds, and close the connections."""
         self.stop()
         closing = Deferred.fromCoroutine(self.sender.close(grace))
         for confirmation in list(self._confirmations):
@@ -265,10 +263,12 @@ class Peer:
         if result.action is Action.DONE:
             self.sent += 1
             self.bytes_sent += delivery.size
-            if delivery.rule.confirm and not self._is_stopping:
-                self.in_hand -= 1
-                self._confirm_later(delivery)
-                return
+            if delivery.rule.confirm:
+                if not self._is_stopping:
+                    self.in_hand -= 1
+                    self._confirm_later(delivery)
+                    return
+                result = _GIVEN_BACK
         self._finish(delivery, result)
 
     def _lost_alone(self, delivery: Delivery, result: Result) -> Result:
@@ -344,6 +344,7 @@ class Peer:
         for delivery, result in zip(batch, results, strict=False):
             if self._is_stopping:
                 delivery.close()
+                self._finish(delivery, _GIVEN_BACK)
             elif result is None:
                 if not delivery.task.size and (rate := self._rates.get(delivery.rule.name)) is not None:
                     rate.take(delivery.size, self._reactor.seconds())
@@ -352,17 +353,23 @@ class Peer:
             else:
                 delivery.close()
                 self._finish(delivery, result)
+        self._wait_again(batch[len(results) :])
+        self._advance()
+
+    def _wait_again(self, deliveries: Sequence[Delivery]) -> None:
+        """Put back instances that were to be opened."""
         if not self._is_stopping:
-            self._waiting.extendleft(reversed(batch[len(results) :]))
-            self._advance()
+            self._waiting.extendleft(reversed(deliveries))
+            return
+        for delivery in deliveries:
+            self._finish(delivery, _GIVEN_BACK)
 
     def _not_opened(self, reason: Failure, batch: list[Delivery]) -> None:
         """Try again a little later: the executor is full, or the opening failed as a whole."""
         self._opening = None
-        if not self._is_stopping:
-            self.log.warn("instances for {peer} cannot be opened: {why}", peer=self.name, why=reason.getErrorMessage())
-            self._waiting.extendleft(reversed(batch))
-            self._later("open", 1.0, self._advance)
+        self.log.warn("instances for {peer} cannot be opened: {why}", peer=self.name, why=reason.getErrorMessage())
+        self._wait_again(batch)
+        self._later("open", 1.0, self._advance)
 
     def _later(self, name: str, seconds: float, function: Callable[[], None]) -> None:
         if name in self._timers or self._is_stopping:
@@ -378,6 +385,10 @@ class Peer:
 
     def _send_more(self) -> None:
         if not self._ready or self._is_stopping:
+            return
+        if self.breaker.state(self._reactor.seconds()) is BreakerState.OPEN:
+            # It went down while these were being opened.
+            self._give_back(Result(Action.RETRY, self.breaker.said, is_down=True, is_sent=False))
             return
         if self._hungry:
             self._feed(True)
@@ -480,10 +491,12 @@ class Peer:
         try:
             results = await self.sender.confirm(batch, how)
         except Exception as error:
-            if self._is_stopping:
-                return
             result = of_error(error)
-            results = [Result(Action.RETRY, f"no confirmation: {result.said}", result.most)] * len(batch)
+            again = Result(Action.RETRY, f"no confirmation: {result.said}", result.most)
+            results = [_GIVEN_BACK if self._is_stopping else again] * len(batch)
+        self._confirmed(batch, results)
+
+    def _confirmed(self, batch: list[Delivery], results: Sequence[Result]) -> None:
         for delivery, result in zip(batch, results, strict=True):
             self._in_confirmation -= 1
             self.in_hand += 1

@@ -8,12 +8,14 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, Final
 
+from twisted.internet.defer import CancelledError, Deferred, DeferredList
+
 from dicomtwist.dicomweb.client.batches import MAX_BATCH, MAX_BATCH_BYTES
 from dicomtwist.dicomweb.client.storing import StoredInstance, StoreOutcome
 from dicomtwist.dicomweb.client.web_client import DICOMwebClient
 from dicomtwist.forwarding.delivery.confirmation import missing
 from dicomtwist.forwarding.delivery.instances import open_for_request
-from dicomtwist.forwarding.delivery.interfaces import Delivery, Feed, InstanceSource
+from dicomtwist.forwarding.delivery.interfaces import Delivery, Feed, InstanceSource, when_fired
 from dicomtwist.forwarding.delivery.results import DONE, Action, Result, of_error, of_reason
 
 __all__ = ["WebSender"]
@@ -34,6 +36,7 @@ class WebSender:
     def __init__(self, client: DICOMwebClient, source: InstanceSource) -> None:
         self._client = client
         self._source = source
+        self._storing: set[Deferred[list[StoredInstance]]] = set()
 
     def open(self, deliveries: Sequence[Delivery]) -> list[Result | None]:
         """Open instances, see :class:`~dicomtwist.forwarding.delivery.interfaces.Sender`."""
@@ -64,13 +67,18 @@ class WebSender:
 
     async def _store(self, feed: Feed, batch: list[Delivery]) -> bool:
         """Send one batch; return whether the service can be used."""
+        storing = self._client.store_batch([delivery.parcel for delivery in batch])
+        self._storing.add(storing)
         try:
-            stored = await self._client.store_batch([delivery.parcel for delivery in batch])
+            stored = await storing
+        except CancelledError:
+            results = [Result(Action.RETRY, "the forwarder was stopped", is_lost=True)] * len(batch)
         except Exception as error:
-            result = of_error(error)
-            results = [result] * len(batch)
+            results = [of_error(error)] * len(batch)
         else:
             results = [_result(one) for one in stored]
+        finally:
+            self._storing.discard(storing)
         for delivery, result in zip(batch, results, strict=True):
             delivery.close()
             feed.ended(delivery, result)
@@ -93,8 +101,18 @@ class WebSender:
         return [DONE if one.uids is not None and one.uids.instance in found else missing() for one in deliveries]
 
     async def close(self, grace: float) -> None:
-        """Close the connections."""
+        """Close the connections; requests that are not answered after *grace* seconds are cancelled."""
+        late = self._client.reactor.callLater(grace, self._cancel)
+        # Their results go to the feed first.
+        while self._storing:
+            await DeferredList([when_fired(storing) for storing in self._storing])
+        if late.active():
+            late.cancel()
         await self._client.close()
+
+    def _cancel(self) -> None:
+        for storing in list(self._storing):
+            storing.cancel()
 
 
 def _batch(feed: Feed) -> list[Delivery]:

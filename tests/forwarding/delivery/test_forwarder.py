@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionRefusedError
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -513,6 +514,59 @@ class Stopping(SynchronousTestCase):
         net.queue.broken = OSError(28, "no room")
         self.successResultOf(net.stop())
         self.assertEqual(net.ae.executors.users, 0)
+
+    def test_not_confirmed_yet(self) -> None:
+        """An instance that waits for its confirmation is not done when the forwarder stops."""
+        net = network({"to": ["A"], "confirm": "commit"})
+        net.queue.add(10)
+        net.start()
+        while len(net.senders["A"].sent) < 10:
+            net.run(0.05)
+        self.successResultOf(net.stop())
+        self.assertEqual(net.queue.states(), {"waiting": 10})
+        self.assertEqual({task.tries for task in net.queue.tasks.values()}, {0})
+
+    def test_reload_with_confirmations_under_way(self) -> None:
+        net = network({"to": ["A"], "confirm": "commit"})
+        net.queue.add(110)
+        first = net.senders["A"]
+        asked: list[Deferred[object]] = []
+
+        def never(deliveries: object, how: str) -> Deferred[object]:
+            asked.append(Deferred())
+            return asked[-1]
+
+        first.confirm = never  # type: ignore[method-assign, assignment]
+        net.start()
+        net.run(1)
+        self.assertEqual(len(asked), 1)
+        net.senders["A"] = type(first)(net.clock)
+        net.forwarder.reload()
+        net.run(10)
+        self.assertEqual(net.queue.states(), {"done": 110})
+
+    def test_reload_at_any_time(self) -> None:
+        """No task is forgotten, at whatever step the peers are connected to again."""
+        for steps in range(1, 60):
+            net = network()
+            net.queue.add(40)
+            net.forwarder.startService()
+            net.run(steps * 0.001, 0.001)
+            net.forwarder.reload()
+            net.run(40)
+            self.assertEqual(net.queue.states(), {"done": 40}, steps)
+
+    def test_stop_at_any_time(self) -> None:
+        for steps in range(1, 60):
+            net = network()
+            net.queue.add(40)
+            net.forwarder.startService()
+            net.run(steps * 0.001, 0.001)
+            self.successResultOf(net.stop())
+            states = net.queue.states()
+            self.assertEqual(states["done"] + states["waiting"], 40, states)
+            self.assertGreaterEqual(len(net.senders["A"].sent), states["done"])
+            self.assertEqual((net.senders["A"].open_now, net.clock.getDelayedCalls()), (0, []))
 
     def test_leases(self) -> None:
         net = network()
