@@ -115,6 +115,18 @@ class Siblings(SynchronousTestCase):
     def test_alone(self) -> None:
         self.assertEqual(self.successResultOf(Alone().ask("name")), {})
 
+    def test_notes_reach_the_supervisor_alone(self) -> None:
+        """A kind that nobody takes changes nothing."""
+        taken: list[str] = []
+        self.hub.notes["tasks"] = lambda: taken.append("hub")
+        for number in (1, 2):
+            self.worker(number).spoke.notes["tasks"] = lambda: taken.append("worker")
+        self.worker(1).spoke.note("tasks")
+        self.worker(2).spoke.note("nothing")
+        self.hub.note("tasks")
+        Alone().note("tasks")
+        self.assertEqual(taken, ["hub"])
+
 
 class LinesTests(SynchronousTestCase):
     def test_pieces(self) -> None:

@@ -212,6 +212,8 @@ def warn_of_forwarding(forwarding: Forwarding, options: Any) -> Iterator[str]:
         name = f"{rule.where} {rule.name!r}"
         if rule.coercion.deidentify is not None:
             yield f"{name}: deidentify changes the header only, what is burned into the pixels stays"
+        if rule.confirm == "commit" and options["workers"] > 1:
+            yield f"{name}: with workers only reports of commitment on the association of the request are noticed"
         titles = [title for title in options["calling"] if rule.peer.has_calling(title)]
         if options["calling"] and rule.peer.calling and not titles:
             yield f"{name} never matches: allow-calling has none of its calling AE titles"

@@ -156,6 +156,30 @@ class TwistDicom(ForwardingTestCase):
         self.assertEqual(await self.queue("drop", "--state", "held"), [{"tasks": 0}])
         await self.server.stop()
 
+    async def test_web_and_commitment(self) -> None:
+        """One destination takes STOW-RS and is searched, another one commits itself to the instances."""
+        web, storage = peers.free_port(), self.folder / "web"
+        command = ("-m", "twisted", "--log-format", "text", "dicom", "--ae-title", "WEB", "--storage", storage)
+        other, at = self.ports["other"], "interface=127.0.0.1"
+        options = (
+            "--port",
+            f"tcp:{other}:{at}",
+            "--http",
+            f"tcp:{web}:{at}",
+            "--peer",
+            f"DICOMTWIST=127.0.0.1:{self.ports['port']}",
+        )
+        await peers.start(self, sys.executable, *command, *options, ready=web)
+        text = self.text.replace('"127.0.0.1:{storescp}"'.format(**self.ports), f'"http://127.0.0.1:{web}/dicom-web"')
+        text = text.replace('to = "STORESCP"', 'to = "STORESCP"\nconfirm = "query"')
+        self.text = text.replace("deidentify = true", 'confirm = "commit"\nset.InstitutionName = "X"')
+        await self.begin()
+        await self.send(0, 3)
+        done = await self.until_state("done", 6)
+        self.assertEqual({one["destination"] for one in done}, {"STORESCP", "OTHER"})
+        await self.until(lambda: len(list(storage.glob("*/*/*.dcm"))) == 3)
+        await self.server.stop()
+
     async def test_workers(self) -> None:
         """Workers make tasks, and the supervisor delivers them."""
         peers.dcmtk("storescp")
