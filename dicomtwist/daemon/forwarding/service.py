@@ -29,6 +29,7 @@ from dicomtwist.forwarding.forwarder import GRACE, Forwarder
 from dicomtwist.forwarding.operators.explanations import named
 from dicomtwist.forwarding.operators.queue import Change, ForwardQueue
 from dicomtwist.forwarding.receipt.maker import Receipt
+from dicomtwist.forwarding.receipt.removal import UnkeptRemoval
 from dicomtwist.forwarding.rules import Destination, ForwardRule
 from dicomtwist.forwarding.tasks.store import MAX_FORGOTTEN
 from dicomtwist.forwarding.tasks.types import Definition, TaskState
@@ -83,6 +84,7 @@ class ForwardingService:
 
     :ivar queue: the queue, for operators.
     :ivar forwarder: delivers; ``None`` in a process that does not.
+    :ivar removal: removes what is forwarded and not kept.
     """
 
     log = Logger()
@@ -107,6 +109,7 @@ class ForwardingService:
         self.queue = ForwardQueue(self._executor, self._changed)
         self.queue.store, self.queue.rules = receipt.store, receipt.rules
         self.forwarder: Forwarder | None = self._make_forwarder() if delivers else None
+        self.removal = UnkeptRemoval(receipt.store, server.archive, server.deletion, self._executor)
         server.retention.wanted_by.append(receipt.wants)
         receipt.notify = partial(self._executor.call_in_reactor, self.notify)
         if delivers:
@@ -158,6 +161,7 @@ class ForwardingService:
         :returns: a Deferred that fires when nothing is under way any more.
         """
         self._is_stopping = True
+        self.removal.stop()
         for call in (self._next_look, self._telling):
             if call is not None and call.active():
                 call.cancel()
@@ -253,7 +257,9 @@ class ForwardingService:
         self._looking = Deferred.fromCoroutine(self.look()).addErrback(failed).addCallback(lambda _: self._look_later())
 
     async def look(self) -> None:
-        """Warn of tasks that are too old, and forget those that were finished long ago."""
+        """
+        Warn of tasks that are too old, forget those that were finished long ago, and remove what is forwarded and not kept.
+        """
         store = self._receipt.store
         now = time.time()
         if self.warning is not None:
@@ -261,6 +267,8 @@ class ForwardingService:
         count = MAX_FORGOTTEN
         while count == MAX_FORGOTTEN and not self._is_stopping:
             count = await self._executor.run(store.forget, now - self.history)
+        if not self._server.archive.index.is_reading:
+            await self.removal.look()
 
     def _warn(self, oldest: Mapping[Destination, float], now: float) -> None:
         old = {one: now - made_at for one, made_at in oldest.items() if now - made_at > self.warning}

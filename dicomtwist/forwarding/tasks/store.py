@@ -22,7 +22,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, Engine, and_, bindparam, case, delete, exists, func, or_, select, update
+from sqlalchemy import Connection, Engine, bindparam, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from dicomtwist.forwarding.rules import Destination
@@ -35,17 +35,32 @@ from dicomtwist.forwarding.tasks.schema import (
     HELD,
     QUIET,
     READY,
-    REMOVABLE,
     REMOVED,
-    SENDING,
-    among,
-    quiet,
     route,
     rule,
     series,
     task,
 )
 from dicomtwist.forwarding.tasks.selections import Queue
+from dicomtwist.forwarding.tasks.statements import (
+    AGAIN,
+    DELIVERED_EVERYWHERE,
+    FIND_REMOVABLE,
+    FINISH,
+    FORGET_ROUTES,
+    FORGET_RULES,
+    FORGET_SERIES,
+    FORGOTTEN,
+    KEEP,
+    MARK_REMOVED,
+    OTHER_COPY,
+    POSTPONE,
+    REMOVABLE_IN,
+    STILL_ARRIVES,
+    UNFINISHED,
+    insert_quiet,
+    insert_task,
+)
 from dicomtwist.forwarding.tasks.types import (
     MAX_SAID,
     Arrival,
@@ -113,8 +128,8 @@ class TaskStore:
         self._queue = Queue(database)
         module: Any = postgresql if database.is_postgresql else sqlite
         self._insert_series = module.insert(series).on_conflict_do_nothing()
-        self._insert_task = _insert_task(module)
-        self._insert_quiet = _insert_quiet(module)
+        self._insert_task = insert_task(module)
+        self._insert_quiet = insert_quiet(module)
         with database.reading() as connection:
             self._load(connection)
 
@@ -242,7 +257,7 @@ class TaskStore:
             ]
             if copies:
                 # Before the insert, which would make those of the note look as if they were for the same copy.
-                count += max(0, connection.execute(_OTHER_COPY, copies).rowcount)
+                count += max(0, connection.execute(OTHER_COPY, copies).rowcount)
             if rows:
                 made = connection.execute(self._insert_task, rows).rowcount
                 count += len(rows) if self._db.is_postgresql else made
@@ -270,7 +285,7 @@ class TaskStore:
         self, connection: Connection, studies: Iterable[str], waits: dict[tuple[str, int], float], now: float
     ) -> None:
         """Let studies that have to be quiet begin to wait again."""
-        connection.execute(_STILL_ARRIVES, [{"study_": study, "now_": now} for study in sorted(studies)])
+        connection.execute(STILL_ARRIVES, [{"study_": study, "now_": now} for study in sorted(studies)])
         if waits:
             connection.execute(
                 self._insert_quiet,
@@ -319,10 +334,10 @@ class TaskStore:
             return
         rows = [_finished(one, now) for one in sorted(outcomes)]
         with self._db.writing() as connection:
-            connection.execute(_FINISH, rows)
+            connection.execute(FINISH, rows)
             done = [{"id_": row["id_"]} for row in rows if row["state_"] == DONE]
             if done and self._may_remove:
-                connection.execute(_DELIVERED_EVERYWHERE, done)
+                connection.execute(DELIVERED_EVERYWHERE, done)
 
     def renew(self, owner: str, now: float, lease: float) -> int:
         """
@@ -422,7 +437,7 @@ class TaskStore:
         :raises TasksFailed: the database refused.
         """
         with self._db.reading() as connection:
-            return connection.scalar(_UNFINISHED, {"study_": study}) is not None
+            return connection.scalar(UNFINISHED, {"study_": study}) is not None
 
     def removable(self, before: float, limit: int) -> list[tuple[str, str, str]]:
         """
@@ -435,8 +450,29 @@ class TaskStore:
         :raises TasksFailed: the database refused.
         """
         with self._db.reading() as connection:
-            found = connection.execute(_REMOVABLE, {"before_": before, "limit_": limit})
+            found = connection.execute(FIND_REMOVABLE, {"before_": before, "limit_": limit})
             return [(row.study, row.series, row.instance) for row in found]
+
+    def removable_in(self, study: str) -> set[tuple[str, str]]:
+        """
+        Return the instances of a study that :meth:`removable` may return: their Series and SOP Instance UIDs.
+
+        An instance that has got another task since does not count any more.
+
+        :raises TasksFailed: the database refused.
+        """
+        with self._db.reading() as connection:
+            rows = connection.execute(REMOVABLE_IN, {"study_": study}).all()
+        return {(row.series, row.instance) for row in rows}
+
+    def keep(self, study: str) -> None:
+        """
+        Let :meth:`removable` not return the instances of a study that have got another task since.
+
+        :raises TasksFailed: the database refused.
+        """
+        with self._db.writing() as connection:
+            connection.execute(KEEP, {"study_": study})
 
     def removed(self, instances: Iterable[tuple[str, str, str]], now: float | None = None) -> None:
         """
@@ -444,7 +480,7 @@ class TaskStore:
 
         :raises TasksFailed: the database refused.
         """
-        self._mark(_MARK_REMOVED, instances, time.time() if now is None else now)
+        self._mark(MARK_REMOVED, instances, time.time() if now is None else now)
 
     def postpone_removal(self, instances: Iterable[tuple[str, str, str]], until: float) -> None:
         """
@@ -452,7 +488,7 @@ class TaskStore:
 
         :raises TasksFailed: the database refused.
         """
-        self._mark(_POSTPONE, instances, until)
+        self._mark(POSTPONE, instances, until)
 
     def _mark(self, statement: Any, instances: Iterable[tuple[str, str, str]], at: float) -> None:
         rows = [{"study_": study, "uid_": uid, "instance_": instance, "at_": at} for study, uid, instance in instances]
@@ -473,55 +509,16 @@ class TaskStore:
             for number in connection.scalars(select(route.c.id)).all():
                 for state in (DONE, REMOVED):
                     values = {"route_": number, "state_": state, "before_": before, "limit_": limit - len(found)}
-                    found += connection.scalars(_FORGOTTEN, values)
+                    found += connection.scalars(FORGOTTEN, values)
             if found:
                 holders = set(connection.scalars(select(task.c.series).where(task.c.id.in_(found))))
                 connection.execute(delete(task).where(task.c.id == bindparam("id_")), [{"id_": one} for one in found])
-                connection.execute(_FORGET_SERIES, [{"id_": one} for one in sorted(holders)])
+                connection.execute(FORGET_SERIES, [{"id_": one} for one in sorted(holders)])
             if len(found) < limit:
-                connection.execute(_FORGET_ROUTES, {"before_": before - KEEP_RULES})
-                connection.execute(_FORGET_RULES, {"before_": before - KEEP_RULES})
+                connection.execute(FORGET_ROUTES, {"before_": before - KEEP_RULES})
+                connection.execute(FORGET_RULES, {"before_": before - KEEP_RULES})
                 self._load(connection)
         return len(found)
-
-
-# --- statements
-
-#: Values with which a task waits again: a new task by the same route has the same.
-_AGAIN: Final[dict[str, Any]] = {"tries": 0, "said": "", "owner": ""}
-#: The states from which a task waits again if another copy arrives. The other ones wait, or are held by an operator.
-_ENDED: Final = (SENDING, FAILED, DONE, REMOVABLE, REMOVED)
-_UNDONE: Final = (READY, DELAYED, QUIET, SENDING, HELD, FAILED)
-
-
-def _insert_task(module: Any) -> Any:
-    """Return the statement that makes a task, or lets one for another copy wait again."""
-    insert = module.insert(task)
-    new = insert.excluded
-    ended = among(task.c.state, _ENDED)
-    return insert.on_conflict_do_update(
-        index_elements=[task.c.instance, task.c.series, task.c.route],
-        set_={
-            "received": new.received,
-            "size": new.size,
-            "version": task.c.version + 1,
-            "state": case((ended, new.state), else_=task.c.state),
-            "at": case((ended, new.at), else_=task.c.at),
-            "tries": case((ended, 0), else_=task.c.tries),
-            "made_at": case((ended, new.made_at), else_=task.c.made_at),
-            "said": case((ended, ""), else_=task.c.said),
-            "owner": case((ended, ""), else_=task.c.owner),
-        },
-        where=or_(and_(new.received != 0, task.c.received != new.received), task.c.state == REMOVED),
-    )
-
-
-def _insert_quiet(module: Any) -> Any:
-    insert = module.insert(quiet)
-    return insert.on_conflict_do_update(
-        index_elements=[quiet.c.study, quiet.c.route],
-        set_={"wait": insert.excluded.wait, "until": insert.excluded.until},
-    )
 
 
 def _new_row(one: Arrival, in_series: int, to: _Route, now: float) -> dict[str, Any]:
@@ -536,84 +533,8 @@ def _new_row(one: Arrival, in_series: int, to: _Route, now: float) -> dict[str, 
         "size": one.size,
         "version": 0,
         "made_at": now,
-        **_AGAIN,
+        **AGAIN,
     }
-
-
-#: The tasks of another copy that the note of the new copy does not name.
-_OTHER_COPY: Final = (
-    update(task)
-    .where((task.c.instance == bindparam("instance_")) & (task.c.series == bindparam("series_")))
-    .where(task.c.received != bindparam("received_"))
-    .where(among(task.c.state, _ENDED))
-    .where(
-        or_(
-            among(task.c.state, (SENDING, FAILED)),
-            task.c.route.in_(
-                select(route.c.id).where(route.c.rule.in_(select(rule.c.id).where(rule.c.retired == 0.0)))
-            ),
-        )
-    )
-    .values(state=READY, at=0.0, received=bindparam("received_"), version=task.c.version + 1, **_AGAIN)
-)
-_STILL_ARRIVES: Final = (
-    update(quiet).where(quiet.c.study == bindparam("study_")).values(until=bindparam("now_") + quiet.c.wait)
-)
-_FINISH: Final = (
-    update(task)
-    .where((task.c.id == bindparam("id_")) & (task.c.version == bindparam("version_")) & (task.c.state == SENDING))
-    .values(
-        state=bindparam("state_"), at=bindparam("at_"), tries=bindparam("tries_"), said=bindparam("said_"), owner=""
-    )
-)
-_other = task.alias()
-_other_route = route.alias()
-#: The task was the last one of its instance, which no rule keeps.
-_DELIVERED_EVERYWHERE: Final = (
-    update(task)
-    .where((task.c.id == bindparam("id_")) & (task.c.state == DONE))
-    .where(
-        ~exists()
-        .where((_other.c.instance == task.c.instance) & (_other.c.series == task.c.series))
-        .where((_other_route.c.id == _other.c.route) & (rule.c.id == _other_route.c.rule))
-        .where(or_(among(_other.c.state, _UNDONE), rule.c.keep))
-        .correlate(task)
-    )
-    .values(state=REMOVABLE)
-)
-_UNFINISHED: Final = (
-    select(task.c.id)
-    .join_from(task, series, series.c.id == task.c.series)
-    .where((series.c.study == bindparam("study_")) & among(task.c.state, _UNDONE))
-    .limit(1)
-)
-_REMOVABLE: Final = (
-    select(series.c.study, series.c.series, task.c.instance)
-    .join_from(task, series, series.c.id == task.c.series)
-    .where(task.c.route.in_(select(route.c.id)) & (task.c.state == REMOVABLE) & (task.c.at < bindparam("before_")))
-    .limit(bindparam("limit_"))
-)
-_OF_INSTANCE: Final = (task.c.instance == bindparam("instance_")) & task.c.series.in_(
-    select(series.c.id).where((series.c.study == bindparam("study_")) & (series.c.series == bindparam("uid_")))
-)
-_MARK_REMOVED: Final = (
-    update(task).where(_OF_INSTANCE & among(task.c.state, (DONE, REMOVABLE))).values(state=REMOVED, at=bindparam("at_"))
-)
-_POSTPONE: Final = update(task).where(_OF_INSTANCE & (task.c.state == REMOVABLE)).values(at=bindparam("at_"))
-_FORGOTTEN: Final = (
-    select(task.c.id)
-    .where((task.c.route == bindparam("route_")) & (task.c.state == bindparam("state_")))
-    .where(task.c.at < bindparam("before_"))
-    .limit(bindparam("limit_"))
-)
-_FORGET_SERIES: Final = delete(series).where(
-    (series.c.id == bindparam("id_")) & ~exists().where(task.c.series == series.c.id)
-)
-_LEFT: Final = select(rule.c.id).where((rule.c.retired != 0.0) & (rule.c.retired < bindparam("before_")))
-_FORGET_ROUTES: Final = delete(route).where(route.c.rule.in_(_LEFT) & ~exists().where(task.c.route == route.c.id))
-_FORGET_RULES: Final = delete(rule).where(
-    (rule.c.retired != 0.0) & (rule.c.retired < bindparam("before_")) & ~exists().where(route.c.rule == rule.c.id)
-)
 
 
 def _finished(one: Outcome, now: float) -> dict[str, Any]:
