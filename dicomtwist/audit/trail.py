@@ -455,6 +455,28 @@ class Trail:
                 objects=_objects(subjects.get(uid, Subject(uid)), counts),
             )
 
+    # --- forwarding
+
+    def forwarding_begins(self, peer: str, study: str) -> None:
+        """Note that a study is going to be sent to a peer by a rule of forwarding."""
+        participants = self._forwards_to(peer)
+        self._put(self._transfers(audit.BEGIN_TRANSFERRING, "E", _now(), participants, [study]), 2)
+
+    def forwarded(self, peer: str, studies: Mapping[str, Counter[str]]) -> None:
+        """Note the numbers of instances that a peer has taken, by study and SOP Class UID, as they were received."""
+        self._put(self._forwarded(self._forwards_to(peer), _now(), studies), 1 + len(studies))
+
+    def _forwarded(
+        self, participants: list[Participant], when: datetime, studies: Mapping[str, Counter[str]]
+    ) -> Iterator[Event]:
+        subjects = self._subjects(list(studies))
+        for uid, counts in studies.items():
+            objects = _objects(subjects.get(uid, Subject(uid)), counts)
+            yield Event(code=audit.TRANSFERRED, action="R", when=when, participants=participants, objects=objects)
+
+    def _forwards_to(self, peer: str) -> list[Participant]:
+        return [self._us(audit.SOURCE, is_requestor=True), Participant(user=peer, role=audit.DESTINATION)]
+
     # --- deletions
 
     def deleted(self, deletion: Deleted, by: str) -> None:

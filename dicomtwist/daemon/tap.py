@@ -23,6 +23,7 @@ except ModuleNotFoundError as error:
         raise
     raise SystemExit('twist dicom needs SQLAlchemy: pip install "dicomtwist[archive]"') from None
 from dicomtwist.daemon.http import make_http
+from dicomtwist.daemon.journals.audit import AuditJournal
 from dicomtwist.daemon.journals.options import make_journals
 from dicomtwist.daemon.notify import Notifier
 from dicomtwist.daemon.processes.siblings import Alone, Asker
@@ -91,6 +92,8 @@ def makeService(options: Options, received: Sequence[int] = ()) -> IService:
     if http is not None:
         _connect(http.services, service, siblings, worker)
     service.journals = make_journals(options, server, http)
+    if service.forwarding is not None:
+        service.forwarding.trail = next((one.trail for one in service.journals if isinstance(one, AuditJournal)), None)
     service.at_start = partial(_take_over_process, options, service, reloading, received, link, notifier)
     return service
 

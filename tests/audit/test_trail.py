@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
@@ -79,6 +80,22 @@ def _kind(message: Any) -> str:
     event = message.find("EventIdentification")
     parts = [code_of(message), code_of(message, "EventIdentification/EventTypeCode")]
     return " ".join([*filter(None, parts), event.get("EventActionCode"), event.get("EventOutcomeIndicator")])
+
+
+class Forwarding(TrailTestCase):
+    def test_begin_and_end(self) -> None:
+        self.trail.forwarding_begins("CLOUD", "1.2.1")
+        (begin,) = self.messages()
+        self.assertEqual(_kind(begin), "110102 E 0")
+        self.assertEqual([one.get("UserID") for one in begin.findall("ActiveParticipant")], ["ARCHIVE", "CLOUD"])
+        self.trail.forwarded("CLOUD", {"1.2.1": Counter({"1.9": 3}), "9.9": Counter({"1.9": 1})})
+        self.assertEqual(self.kinds(), ["110104 R 0", "110104 R 0"])
+        self.trail.forwarded("CLOUD", {"1.2.1": Counter({"1.9": 3})})
+        (ended,) = self.messages()
+        self.assertIn(
+            "P1", [one.get("ParticipantObjectID") for one in ended.findall("ParticipantObjectIdentification")]
+        )
+        self.assertEqual(self.weights, [2, 3, 2])
 
 
 class HTTP(TrailTestCase):

@@ -18,6 +18,7 @@ from twisted.logger import Logger
 
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.server import ArchiveServer
+from dicomtwist.daemon.forwarding.observed import ForwardingTrail, ObservedSender
 from dicomtwist.daemon.forwarding.options import Forwarding
 from dicomtwist.daemon.processes.siblings import Asker
 from dicomtwist.dicomweb.client.urls import BaseURL
@@ -83,6 +84,7 @@ class ForwardingService:
     :param delivers: whether this process delivers.
 
     :ivar queue: the queue, for operators.
+    :ivar trail: the audit trail, ``None`` without one.
     :ivar forwarder: delivers; ``None`` in a process that does not.
     :ivar removal: removes what is forwarded and not kept.
     """
@@ -105,6 +107,7 @@ class ForwardingService:
         self._telling: IDelayedCall | None = None
         self._warned: dict[Destination, float] = {}
         self._is_stopping = False
+        self.trail: ForwardingTrail | None = None
         self.warning, self.history = options["forward-warning"], options["forward-history"]
         self.queue = ForwardQueue(self._executor, self._changed)
         self.queue.store, self.queue.rules = receipt.store, receipt.rules
@@ -140,11 +143,13 @@ class ForwardingService:
         peers, forwarder = self._options.peers, self.forwarder
         url = peers.url(name)
         if url is not None:
-            return WebSender(DICOMwebClient(BaseURL.parse(url), retries=0, reactor=self._reactor), self._source)
+            client = DICOMwebClient(BaseURL.parse(url), retries=0, reactor=self._reactor)
+            return ObservedSender(name, WebSender(client, self._source), lambda: self.trail, is_web=True)
         address = peers.destination(name)
         if address is None or forwarder is None:
             raise LookupError("it is not in [peers]")
-        return AssociationSender(self._server.ae, address, name, self._source, forwarder.commitments, associations)
+        sender = AssociationSender(self._server.ae, address, name, self._source, forwarder.commitments, associations)
+        return ObservedSender(name, sender, lambda: self.trail, is_web=False)
 
     # --- the process
 

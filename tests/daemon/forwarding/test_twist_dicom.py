@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -173,12 +174,17 @@ class TwistDicom(ForwardingTestCase):
         text = self.text.replace('"127.0.0.1:{storescp}"'.format(**self.ports), f'"http://127.0.0.1:{web}/dicom-web"')
         text = text.replace('to = "STORESCP"', 'to = "STORESCP"\nconfirm = "query"')
         self.text = text.replace("deidentify = true", 'confirm = "commit"\nset.InstitutionName = "X"')
-        await self.begin()
+        trail = self.folder / "trail"
+        await self.begin("--audit", str(trail))
         await self.send(0, 3)
         done = await self.until_state("done", 6)
         self.assertEqual({one["destination"] for one in done}, {"STORESCP", "OTHER"})
         await self.until(lambda: len(list(storage.glob("*/*/*.dcm"))) == 3)
         await self.server.stop()
+        messages = [line for line in trail.read_text().splitlines() if 'UserID="STORESCP"' in line]
+        for code in ("110102", "110104"):
+            text = "".join(line for line in messages if f'csd-code="{code}"' in line)
+            self.assertEqual(set(re.findall(r"\b1\.2\.[012]\b(?!\.)", text)), {"1.2.0", "1.2.1", "1.2.2"})
 
     async def test_workers(self) -> None:
         """Workers make tasks, and the supervisor delivers them."""
