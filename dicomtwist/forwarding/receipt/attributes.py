@@ -4,6 +4,7 @@ The attributes of an instance that is being received, as rules of forwarding see
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -29,6 +30,8 @@ Items = tuple[tuple[int, bytes], ...]
 
 _CHARACTER_SET: Final = 0x00080005
 _BLOCKS: Final = range(0x10, 0x100)
+#: The bytes that no text of DICOM has (PS3.5 6.1.3).
+_BINARY: Final = re.compile(rb"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f]")
 
 
 def tags_for(paths: Iterable[Path]) -> frozenset[int]:
@@ -82,7 +85,7 @@ def items_of(values: Mapping[int, bytes], tags: Iterable[int]) -> Items:
 
 @lru_cache(maxsize=4096)
 def _texts(path: Path, items: Items, implicit: bool, little: bool) -> tuple[str, ...]:
-    content = b"".join(_element(tag, raw, _vr(path, tag, items), implicit, little) for tag, raw in items)
+    content = b"".join(_element(tag, raw, _vr(path, tag, raw), implicit, little) for tag, raw in items)
     try:
         return tuple(text_values(read_dataset(CountedFile(content), implicit, little), path))
     except Exception:
@@ -90,7 +93,7 @@ def _texts(path: Path, items: Items, implicit: bool, little: bool) -> tuple[str,
         return ()
 
 
-def _vr(path: Path, tag: int, items: Items) -> str:
+def _vr(path: Path, tag: int, raw: bytes) -> str:
     """Return the Value Representation of an element; the scan does not keep the one that the data set states."""
     if tag == _CHARACTER_SET:
         return "CS"
@@ -100,11 +103,16 @@ def _vr(path: Path, tag: int, items: Items) -> str:
     if path.sequences:
         return "SQ"
     if not first.creator:
-        return path.vr.partition(" ")[0] or "LO"
+        return path.vr.partition(" ")[0] or _guessed(raw)
     try:
         return private_dictionary_VR(tag, first.creator)
     except KeyError:
-        return "LO"
+        return _guessed(raw)
+
+
+def _guessed(raw: bytes) -> str:
+    """Return a Value Representation for a value that the dictionaries do not know: most of these are texts."""
+    return "UN" if _BINARY.search(raw.rstrip(b"\0")) else "LO"
 
 
 def _element(tag: int, raw: bytes, vr: str, implicit: bool, little: bool) -> bytes:
