@@ -30,6 +30,8 @@ Items = tuple[tuple[int, bytes], ...]
 
 _CHARACTER_SET: Final = 0x00080005
 _BLOCKS: Final = range(0x10, 0x100)
+#: The tags of the first item of a sequence.
+_ITEMS: Final = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
 #: The bytes that no text of DICOM has (PS3.5 6.1.3).
 _BINARY: Final = re.compile(rb"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f]")
 
@@ -112,7 +114,7 @@ def _vr(path: Path, tag: int, raw: bytes) -> str:
 
 def _guessed(raw: bytes) -> str:
     """Return a Value Representation for a value that the dictionaries do not know: most of these are texts."""
-    return "UN" if _BINARY.search(raw.rstrip(b"\0")) else "LO"
+    return "UN" if raw.startswith(_ITEMS) or _BINARY.search(raw.rstrip(b"\0")) else "LO"
 
 
 def _element(tag: int, raw: bytes, vr: str, implicit: bool, little: bool) -> bytes:
