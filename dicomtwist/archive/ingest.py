@@ -314,13 +314,17 @@ class IncomingInstance:
 
     # --- the sink, in the reactor thread
 
-    def write(self, data: memoryview) -> None:
-        """Take the next piece."""
+    def write(self, data: memoryview, *, is_last: bool = False) -> None:
+        """
+        Take the next piece.
+
+        :param is_last: whether :meth:`finish` is called next: the piece is written then, in one step with all that follows.
+        """
         if self._refusal is not None:
             return
         self._waiting.append(data)
         self._unwritten += len(data)
-        if self._unwritten >= self._enough and not self._writing:
+        if self._unwritten >= self._enough and not self._writing and not is_last:
             self._write()
         if self._unwritten > MAX_UNWRITTEN and self._refusal is None:
             self._flow.pause()
@@ -371,13 +375,13 @@ class IncomingInstance:
         run(self._write_some, waiting).addCallbacks(written, failed)
 
     def _commit(self) -> None:
-        if self._writer is None:
+        if self._writer is None and self._unwritten < FIRST_WRITE:
             self._ingest.keep_small(self)
             return
         waiting = self._waiting.take_chunks()
-        self._ingest.executor.run_admitted(self._finish_writing, waiting).addErrback(self._refuse).addCallback(
-            self._ingest.deliver
-        )
+        executor = self._ingest.executor
+        run = executor.run if self._writer is None else executor.run_admitted
+        run(self._finish_writing, waiting).addErrback(self._refuse).addCallback(self._ingest.deliver)
 
     def kept(self, error: BaseException | None) -> None:
         """Report the result of the archive: stored, or refused for *error*."""

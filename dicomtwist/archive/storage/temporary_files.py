@@ -152,7 +152,7 @@ class TemporaryFiles:
 
         :raises OSError: as it came, errno intact; the file stays open.
         """
-        if self.min_free:
+        if self.min_free and file.size:  # create() has looked before the first
             self._check_free()
         file.size += self._write_all(file.fd, buffers)
         # A page that is not full would be flushed twice, and the next write might wait for the first time.

@@ -133,7 +133,7 @@ class IncomingBody:
         part = self._current
         if isinstance(event, PartData):
             if part is not None:
-                part.write(event.data)
+                part.write(event.data, is_last=bool(self._events) and isinstance(self._events[0], PartEnds))
         elif isinstance(event, PartBegins):
             self._begin(event.headers)
         elif part is not None:

@@ -69,7 +69,7 @@ class IncomingPart:
 
     __slots__ = (
         *("_front", "_incoming", "_ingest", "_maximum", "_needed", "_owner", "_sender", "_syntax"),
-        *("_is_too_long", "error", "is_done", "series", "size", "sop_class", "sop_instance", "study"),
+        *("_is_last", "_is_too_long", "error", "is_done", "series", "size", "sop_class", "sop_instance", "study"),
     )
 
     def __init__(
@@ -92,20 +92,25 @@ class IncomingPart:
         self.sop_class = self.sop_instance = self.series = ""
         self.study = study
         self.error: BaseException | None = None
-        self.is_done = self._is_too_long = False
+        self.is_done = self._is_last = self._is_too_long = False
         self.size = 0
 
     # --- the content
 
-    def write(self, data: memoryview) -> None:
-        """Take the next piece of the content."""
+    def write(self, data: memoryview, *, is_last: bool = False) -> None:
+        """
+        Take the next piece of the content.
+
+        :param is_last: whether :meth:`finish` is called next.
+        """
         self.size += len(data)
+        self._is_last = is_last
         if self._maximum is not None and self.size > self._maximum:
             if not self.is_done and not self._is_too_long:
                 self._is_too_long = True
                 self.fail(Failure(InstanceTooLong(f"an instance of more than {self._maximum} bytes")))
         elif self._incoming is not None:
-            self._incoming.write(data)
+            self._incoming.write(data, is_last=is_last)
         elif self._front is not None:
             if not self._front and len(data) >= self._needed:
                 # Nothing is copied but the front, in the usual case.
@@ -117,6 +122,7 @@ class IncomingPart:
 
     def finish(self) -> None:
         """The part is complete."""
+        self._is_last = True
         if self._incoming is None and self._front is not None:
             self._begin(memoryview(bytes(self._front)), True)
         if self._incoming is not None and not self._is_too_long:
@@ -174,7 +180,7 @@ class IncomingPart:
         self._front = None
         incoming = self._incoming = self._ingest.begin(own, self, self._sender, self.study)
         incoming.result.addCallbacks(self._stored, self._lost)
-        incoming.write(data[start:])
+        incoming.write(data[start:], is_last=self._is_last)
         return True
 
     def _need_more(self, data: memoryview) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 from collections.abc import Iterable
+from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
 from unittest import mock
@@ -13,6 +14,7 @@ import pydicom.data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import Dataset
+from twisted.internet.defer import fail
 from twisted.internet.task import deferLater
 from twisted.logger import ILogObserver, LogEvent, eventAsText, globalLogPublisher
 from twisted.web.resource import Resource
@@ -435,6 +437,54 @@ class InFlight(StowTestCase):
         sink.end()
         await sink.done
         self.assertEqual([part.error for part in sink.parts], [None])
+
+
+class InOneStep(StowTestCase):
+    """An instance that is too long for the inbox, and arrives with its end, is written and stored in one call of a thread."""
+
+    async def test_stored(self) -> None:
+        contents = [part10(dataset(number, EncapsulatedDocument=bytes([number]) * 300_000)) for number in range(1, 6)]
+        contents.insert(2, part10(dataset(9)))
+        data = multipart(contents)
+        executor = self.server.ingest.executor
+        for size in (len(data), 700_000, 100_000, 65_537):
+            sink = IncomingBody(
+                Flow(), MultipartCutter(b"B"), self.server.ingest, mock.Mock(may_replace=True, titles=("HTTP", ""))
+            )
+            with mock.patch.object(executor, "_enqueue", side_effect=executor._enqueue) as calls:
+                for start in range(0, len(data), size):
+                    sink.data(data[start : start + size])
+                sink.end()
+                await sink.done
+            self.assertEqual([part.error for part in sink.parts], [None] * len(contents))
+            if size == len(data):
+                self.assertEqual(calls.call_count, len(contents))
+            for content in contents:
+                found = pydicom.dcmread(BytesIO(content))
+                path = self.archive.store.path("1.2.1", "1.2.1.1", found.SOPInstanceUID)
+                self.archive.catch_up()
+                self.assertEqual(pydicom.dcmread(path), found)
+                path.unlink()
+            await self.removed()
+
+    async def removed(self) -> None:
+        """Remove what is stored, so that the next are not duplicates."""
+        response = await self.client().request("DELETE", "/dicom-web/studies/1.2.1")
+        self.assertEqual(response.status, 204)
+
+    async def test_refused(self) -> None:
+        """A full queue, and a disk without room, are told for each."""
+        data = multipart(part10(dataset(number, EncapsulatedDocument=bytes(300_000))) for number in (1, 2))
+        full = ExecutorFull("receiving", 3)
+        with mock.patch.object(self.server.ingest.executor, "run", side_effect=lambda *_: fail(full)):
+            response = await self.post(data)
+        self.assertEqual((response.status, reasons(response)), (503, [0xA700] * 2))
+        with mock.patch.object(self.archive.store.temporary_files, "refuses", True):
+            response = await self.post(data)
+        self.assertEqual((response.status, reasons(response)), (507, [0xA700] * 2))
+        self.assertEqual(self.stored(), [])
+        self.assertEqual(list((self.folder / ".incoming").glob("*.part")), [])
+        self.assertEqual((await self.post(data)).status, 200)
 
 
 class Pieces(StowTestCase):
