@@ -171,6 +171,32 @@ def orthanc(folder: Path, found: Certificates | None = None) -> Program:
     return command
 
 
+def orthanc_forwarder(folder: Path, destination: int) -> Program:
+    """Return Orthanc with a script in Lua that sends each instance that comes to the port *destination*."""
+
+    def command(port: int) -> Sequence[object]:
+        script = folder / "forward.lua"
+        script.write_text("function OnStoredInstance(id, tags, metadata)\n  SendToModality(id, 'destination')\nend\n")
+        configuration = folder / "orthanc.json"
+        configuration.write_text(
+            json.dumps(
+                {
+                    "Name": "ORTHANC",
+                    "StorageDirectory": str(folder / "storage"),
+                    "IndexDirectory": str(folder / "storage"),
+                    "HttpServerEnabled": False,
+                    "DicomAet": "ORTHANC",
+                    "DicomPort": port,
+                    "LuaScripts": [str(script)],
+                    "DicomModalities": {"destination": ["DESTINATION", "127.0.0.1", destination]},
+                }
+            )
+        )
+        return [installed("Orthanc"), configuration]
+
+    return command
+
+
 #: Orthanc's plugin for DICOMweb, as Debian and Ubuntu install it.
 _PLUGIN: Final = "/usr/share/orthanc/plugins/libOrthancDicomWeb.so"
 

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from benchmarks import instances, web
+from benchmarks import forwarding, instances, web
 from benchmarks.archiving import (
     archive_find,
     archive_retrieve,
@@ -420,6 +420,9 @@ BENCHMARKS: Final[dict[str, Callable[[Bench], list[Row]]]] = {
     "web-large": web.large,
     "web-hostile": web.hostile,
     "web-page": web.page,
+    "forward-small": forwarding.forward_small,
+    "forward-medium": forwarding.forward_medium,
+    "forward-claim": forwarding.forward_claim,
     "window": window,
     "window-proof": window_proof,
 }
