@@ -25,10 +25,13 @@ def area(values: Sequence[float | None], at_least: float = 0.0) -> str:
     """
     top = max([at_least, *(one for one in values if one is not None)])
     step = WIDTH / max(1, len(values) - 1)
-    scale = (HEIGHT - _TOP) / top if top > 0 else 0.0
+    top = top if top > 0 else 1.0
     lines, fills = [], []
     for begin, run in _runs(values):
-        points = [f"{_short((begin + i) * step)},{_short(HEIGHT - value * scale)}" for i, value in enumerate(run)]
+        points = [
+            f"{_short((begin + i) * step)},{_short(HEIGHT - value / top * (HEIGHT - _TOP))}"
+            for i, value in enumerate(run)
+        ]
         if len(points) == 1:
             points.append(f"{_short(min(WIDTH, (begin + 1) * step))},{points[0].partition(',')[2]}")
         left, right = points[0].partition(",")[0], points[-1].partition(",")[0]

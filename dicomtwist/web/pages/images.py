@@ -8,15 +8,16 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
+from urllib.parse import quote
 
 from pydicom.uid import UID
 
 from dicomtwist.access.rules import Operation
-from dicomtwist.archive.query.search import Part
 from dicomtwist.archive.reading.metadata import MetadataEncoder, with_base_url
 from dicomtwist.archive.reading.stored_file import StoredFile
 from dicomtwist.web.pages import words
 from dicomtwist.web.pages.answers import show
+from dicomtwist.web.pages.paging import offset_of, paging_of, part_of
 from dicomtwist.web.pages.studies import answers, find_study, series_of
 from dicomtwist.web.pages.tags import rows_of
 from dicomtwist.web.problems import Problem
@@ -27,8 +28,10 @@ from dicomtwist.web.wado.delivery import open_stored
 
 __all__ = ["ROUTES", "instances_of", "window_of"]
 
-#: The most instances of a series that are looked through.
-MAX_INSTANCES: Final = 10_000
+#: The instances of a series that are looked through on one page; those of a page are in the order of their numbers.
+IMAGES_PAGE: Final = 10_000
+#: The instances of one page if they have no images.
+LIST_PAGE: Final = 500
 #: The greatest width and height of an image that is shown at its size, in pixels; greater ones are made smaller by the server.
 MAX_SIDE: Final = 1536
 
@@ -134,16 +137,23 @@ async def show_series(request: DICOMwebRequest, services: Services, values: Mapp
     if not encoded:
         raise Problem(404, "there is no such series")
     series = series_of(json.loads(encoded[0]))
-    found, encoded = await answers(request, services, "IMAGE", [], uids=uids, part=Part(MAX_INSTANCES))
+    query = dict(reversed(request.query))
+    offset, length = offset_of(query), IMAGES_PAGE if series["has_images"] else LIST_PAGE
+    found, encoded = await answers(request, services, "IMAGE", [], uids=uids, part=part_of(offset, length))
     threads = services.archive_server.ae.executors.querying.share(request.peer)
     instances = await threads.run(instances_of, encoded)
+    path = "/".join(("/studies", quote(values["study"], safe=""), "series", quote(values["series"], safe="")))
+    paging = paging_of(found, offset, length, path)
     if not instances:
-        raise Problem(404, "there is no such series")
+        if not offset:
+            raise Problem(404, "there is no such series")
+        await show(request, services, "series_end.html", {"study": study, "series": series, "paging": paging})
+        return
     if not series["has_images"]:
         for one in instances:
             one["frames"] = 1
     total = sum(one["frames"] for one in instances)
-    at, shown, frame = _position(dict(reversed(request.query)), instances, total)
+    at, shown, frame = _position(query, instances, total)
     metadata, _, _ = await _metadata(request, services, (values["study"], values["series"], shown["uid"]))
     is_image = bool(shown["rows"]) and series["has_images"]
 
@@ -163,7 +173,8 @@ async def show_series(request: DICOMwebRequest, services: Services, values: Mapp
             "window": window_of(metadata) if is_image else None,
             "side": MAX_SIDE if max(shown["rows"] or 0, shown["columns"] or 0) > MAX_SIDE else 0,
             "presets": CT_WINDOWS if series["modality"] == "CT" else (),
-            "is_cut": found is not None and bool(found.more),
+            "offset": offset,
+            "paging": paging,
         },
     )
 
@@ -212,6 +223,7 @@ async def show_instance(request: DICOMwebRequest, services: Services, values: Ma
             "sop_class": _uid_name(words.value(metadata, "00080016")),
             "syntax": _uid_name(syntax),
             "size": size,
+            "offset": offset_of(dict(reversed(request.query))),
             "is_image": bool(words.whole(metadata, "00280010", _MAX_ROWS)),
         }
 

@@ -30,12 +30,12 @@ async def show_queue(request: DICOMwebRequest, services: Services, values: Mappi
     queue = queue_of(services)
     entered = {name: value.strip() for name, value in request.query if name in _FILTERS and value.strip()}
     found: dict[str, Any] = {"tasks": [], "error": "", "after": ""}
+    after = dict(request.query).get("after", "0")
+    behind = int(after) if after.isascii() and after.isdigit() and len(after) < 19 else 0
+    first = ("/queue?" + urlencode(entered) if entered else "/queue") if behind else ""
     try:
         selection = selection_of(list(entered.items()))
-        after = dict(request.query).get("after", "0")
-        tasks = await queue.tasks(
-            selection, SHOWN + 1, int(after) if after.isascii() and after.isdigit() and len(after) < 19 else 0
-        )
+        tasks = await queue.tasks(selection, SHOWN + 1, behind)
     except Problem as problem:
         found["error"] = problem.words
     else:
@@ -47,7 +47,14 @@ async def show_queue(request: DICOMwebRequest, services: Services, values: Mappi
         request,
         services,
         "queue.html",
-        {**found, "entered": entered, "destinations": destinations, "states": [one.value for one in TaskState]},
+        {
+            **found,
+            "behind": behind,
+            "first": first,
+            "entered": entered,
+            "destinations": destinations,
+            "states": [one.value for one in TaskState],
+        },
     )
 
 

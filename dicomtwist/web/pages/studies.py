@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Mapping
 from typing import Any, Final
-from urllib.parse import urlencode
+from urllib.parse import quote
 
 from dicomtwist.access.rules import Operation
 from dicomtwist.archive.query.compiler import InvalidIdentifier, Model, Negotiated
@@ -17,6 +17,7 @@ from dicomtwist.archive.query.search import Found, Part, TooManyMatches
 from dicomtwist.dicomweb.parameters import ParameterError, parse_search
 from dicomtwist.web.pages import words
 from dicomtwist.web.pages.answers import show
+from dicomtwist.web.pages.paging import offset_of, paging_of, part_of
 from dicomtwist.web.problems import Problem
 from dicomtwist.web.request import DICOMwebRequest
 from dicomtwist.web.routes import Route
@@ -26,10 +27,9 @@ __all__ = ["FIELDS", "NO_IMAGES", "ROUTES", "answers", "search_of"]
 
 #: The studies on one page.
 PAGE: Final = 50
-#: The most studies beyond a page that are counted.
-MAX_COUNTED: Final = 1000
-#: The most series of a study that are shown.
-MAX_SERIES: Final = 500
+#: The series on one page of a study. Those of one page are in the order of their numbers, the pages in that of the receipt: so
+#: a page never takes more than the rows that it shows.
+SERIES_PAGE: Final = 500
 #: The longest value of a field, in characters.
 MAX_VALUE: Final = 128
 
@@ -143,20 +143,18 @@ async def show_search(request: DICOMwebRequest, services: Services, values: Mapp
     """Answer with the form of the search, and with what it finds."""
     request.http.noted.route = "/"
     query = dict(reversed(request.query))
-    offset = int(query["offset"]) if re.fullmatch(r"[0-9]{1,8}", query.get("offset", "")) else 0
+    offset = offset_of(query)
     entered = {name: query[name].strip()[:MAX_VALUE] for name in _ENTERED if query.get(name, "").strip()}
     error, found = "", None
     encoded: list[bytes] = []
     try:
-        part = Part(PAGE, offset, newest_first=True, counted=MAX_COUNTED)
+        part = part_of(offset, PAGE, newest_first=True)
         found, encoded = await answers(request, services, "STUDY", search_of(entered), _STUDY_KEYS, part=part)
     except Exception as problem:
         # A value that is no date, say: the form stays, with what was entered.
         error = _words(problem)
 
     def page() -> dict[str, Any]:
-        total = 0 if found is None else found.total
-        more = 0 if found is None else found.more
         return {
             "fields": FIELDS,
             "modalities": MODALITIES,
@@ -164,12 +162,7 @@ async def show_search(request: DICOMwebRequest, services: Services, values: Mapp
             "has_more_fields": any(name in entered for name in _FURTHER),
             "error": error,
             "studies": [study_of(json.loads(one)) for one in encoded],
-            "begin": offset + 1 if total else 0,
-            "end": offset + total,
-            "total": offset + total + more,
-            "is_uncounted": found is not None and found.has_uncounted,
-            "before": _url(entered, max(0, offset - PAGE)) if offset else "",
-            "after": _url(entered, offset + PAGE) if more or (found is not None and found.has_uncounted) else "",
+            "paging": paging_of(found, offset, PAGE, "/", entered),
         }
 
     await show(request, services, "studies.html", page)
@@ -184,11 +177,6 @@ def _words(problem: Exception) -> str:
     if isinstance(problem, InvalidIdentifier) or (isinstance(problem, Problem) and problem.status < 500):
         return str(problem)
     raise problem
-
-
-def _url(entered: Mapping[str, str], offset: int) -> str:
-    query = urlencode({**entered, **({"offset": offset} if offset else {})})
-    return f"/?{query}" if query else "/"
 
 
 def study_of(answer: Mapping[str, Any]) -> dict[str, Any]:
@@ -241,15 +229,16 @@ async def find_study(request: DICOMwebRequest, services: Services, uid: str) -> 
 async def show_study(request: DICOMwebRequest, services: Services, values: Mapping[str, str]) -> None:
     """Answer with a study and its series."""
     study = await find_study(request, services, values["study"])
-    part = Part(MAX_SERIES)
-    found, encoded = await answers(
-        request, services, "SERIES", [], _SERIES_KEYS, uids={"study": values["study"]}, part=part
-    )
+    offset = offset_of(dict(reversed(request.query)))
+    uids = {"study": values["study"]}
+    part = part_of(offset, SERIES_PAGE)
+    found, encoded = await answers(request, services, "SERIES", [], _SERIES_KEYS, uids=uids, part=part)
 
     def page() -> dict[str, Any]:
         series = [series_of(json.loads(one)) for one in encoded]
         series.sort(key=lambda one: (_number(one["number"]), one["uid"]))
-        return {"study": study, "series": series, "is_cut": found is not None and bool(found.more)}
+        path = f"/studies/{quote(values['study'], safe='')}"
+        return {"study": study, "series": series, "paging": paging_of(found, offset, SERIES_PAGE, path)}
 
     await show(request, services, "study.html", page)
 

@@ -13,6 +13,7 @@ from twisted.internet.defer import succeed
 
 from dicomtwist.access.policy import Policy
 from dicomtwist.access.rules import DEFAULT_RULES, parse_rules
+from dicomtwist.web.pages import images, studies
 from dicomtwist.web.root import make_site
 from tests.web.site import Response
 from tests.web.wado.sample import WADOTestCase, image
@@ -46,6 +47,11 @@ class Parsed(HTMLParser):
 
     def all(self, tag: str, attribute: str) -> list[str]:
         return [str(attrs[attribute]) for name, attrs in self.elements if name == tag and attribute in attrs]
+
+
+def hrefs(page: Parsed, rel: str) -> list[str]:
+    """Return the URLs of the links of a kind."""
+    return [str(attrs["href"]) for tag, attrs in page.elements if tag == "a" and attrs.get("rel") == rel]
 
 
 class PagesTestCase(WADOTestCase):
@@ -145,6 +151,60 @@ class Studies(PagesTestCase):
         second = await self.page("/?PatientName=N&offset=50")
         self.assertIn("51\N{EN DASH}52 of 52 studies", second.text)
         self.assertEqual(len([one for one in second.all("a", "href") if one.startswith("/studies/")]), 2)
+
+    async def test_pages_of_a_study(self) -> None:
+        """Each series has its place on a page."""
+        self.patch(studies, "SERIES_PAGE", 2)
+        for number in range(5):
+            await self.store(image(1, series=f"1.2.{number}", SeriesNumber=9 - number))
+        seen = []
+        path, spans = "/studies/1.2", []
+        while path:
+            found = await self.page(path)
+            seen += [one.rpartition(".")[2] for one in found.all("a", "href") if "/series/" in one]
+            spans += [line.strip() for line in found.text.splitlines() if " series" in line]
+            path = next(iter(hrefs(found, "next")), "")
+        self.assertEqual("".join(seen), "10324", "each page in the order of the numbers")
+        self.assertEqual(spans, [f"{one} of 5 series" for one in ("1\N{EN DASH}2", "3\N{EN DASH}4", "5\N{EN DASH}5")])
+        self.assertEqual(hrefs(found, "prev"), ["/studies/1.2?offset=2"])
+
+    async def test_pages_of_a_series(self) -> None:
+        """Each instance has its place on a page, with images and without, and links stay on that page."""
+        self.services.pixels = object()  # type: ignore[assignment]
+        self.patch(images, "IMAGES_PAGE", 2)
+        self.patch(images, "LIST_PAGE", 2)
+        for number in (1, 2, 3):
+            await self.store(image(number))
+            await self.store(image(number, series="1.2.2", Modality="SR"))
+        first = await self.page(SERIES)
+        self.assertEqual(first.all("section", "data-slices"), ['[["1.2.1.1", 1], ["1.2.1.2", 1]]'])
+        self.assertIn("instances 1\N{EN DASH}2 of 3", first.text)
+        second = await self.page(hrefs(first, "next")[-1])
+        self.assertEqual(second.all("section", "data-slices"), ['[["1.2.1.3", 1]]'])
+        self.assertEqual(second.all("section", "data-offset"), ["2"])
+        self.assertIn(f"{SERIES}?offset=2&at=1", hrefs(second, "next"))
+        self.assertIn(SERIES, hrefs(second, "prev"))
+        element = f"{SERIES}/instances/1.2.1.3?offset=2"
+        self.assertIn(element, second.all("a", "href"))
+        self.assertIn(f"{SERIES}?offset=2&instance=1.2.1.3", (await self.page(element)).all("a", "href"))
+        listed = await self.page("/studies/1.2/series/1.2.2?offset=2")
+        self.assertIn("Instance 3", listed.text)
+        self.assertIn("/studies/1.2/series/1.2.2/instances/1.2.2.3?offset=2", listed.all("a", "href"))
+
+    async def test_behind_the_last_page(self) -> None:
+        await self.store(image(1))
+        for path, words in (
+            ("/?offset=50", "There are fewer than 51 studies."),
+            ("/?PatientName=Y&offset=1050", "There are fewer than 1,051 studies that match."),
+            ("/studies/1.2?offset=500", "There are fewer than 501 series."),
+            (f"{SERIES}?offset=10000", "There are fewer than 10,001 instances."),
+        ):
+            found = await self.page(path)
+            self.assertIn(words, found.text)
+            self.assertNotIn("yet", found.text)
+            (first,) = hrefs(found, "first")
+            self.assertEqual(first, path.replace("&offset=1050", "").partition("?offset")[0])
+            self.assertNotIn("fewer", (await self.page(first)).text)
 
     async def test_wrong_values(self) -> None:
         for query in ("from=yesterday", "StudyInstanceUID=x", "PatientBirthDate=*a"):

@@ -84,6 +84,10 @@ class Charts(unittest.TestCase):
             x, y = map(float, point.split(","))
             self.assertTrue(-0.1 <= x <= charts.WIDTH + 0.1 and -0.1 <= y <= charts.HEIGHT + 0.1, point)
 
+    def test_tiny_values(self) -> None:
+        """Beside the least of numbers, the height would be infinite as a factor."""
+        self.assertNotIn("inf", charts.area([5e-324, 0.0, 5e-324]))
+
     def test_latest_and_peak(self) -> None:
         self.assertEqual(charts.latest([1.0, 2.0, None]), 2.0)
         self.assertIsNone(charts.latest([1.0, None, None, None]))

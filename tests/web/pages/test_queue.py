@@ -7,7 +7,7 @@ from twisted.internet.defer import succeed
 from dicomtwist.forwarding.operators.queue import ForwardQueue
 from dicomtwist.forwarding.tasks.store import TaskStore
 from dicomtwist.forwarding.tasks.types import Arrival, Definition, TaskState
-from tests.web.pages.test_pages import PagesTestCase
+from tests.web.pages.test_pages import PagesTestCase, hrefs
 
 
 class Queue(PagesTestCase):
@@ -34,6 +34,19 @@ class Queue(PagesTestCase):
         text = (await self.page("/queue?state=failed")).text
         self.assertIn("0xA900 <script>", text)
         self.assertIn("No task matches.", (await self.page("/queue?destination=C&study=9.9")).text)
+
+    async def test_behind_the_last_task(self) -> None:
+        for path, words, first in (
+            ("/queue?after=900", "There are no tasks behind the ID 900.", "/queue"),
+            (
+                "/queue?state=failed&after=900",
+                "There are no tasks that match behind the ID 900.",
+                "/queue?state=failed",
+            ),
+        ):
+            found = await self.page(path)
+            self.assertIn(words, found.text)
+            self.assertEqual(hrefs(found, "first"), [first])
 
     async def test_wrong_parameters(self) -> None:
         for query in ("study=x", "state=x", "destination=%07", f"after={'9' * 40}", "after=x"):

@@ -15,6 +15,9 @@
   const most = hasWindow ? Math.log(Number(byId("width").dataset.max)) : 0;
   const widthAt = (position) => Math.exp((most * position) / 100);
   const placeOf = (width) => (100 * Math.log(Math.max(1, width))) / most;
+  // A page has a part of a very long series; its links stay within that.
+  const within = data.offset === "0" ? "" : `?offset=${data.offset}`;
+  const atUrl = within ? `${within}&at=` : "?at=";
   let at = Number(data.at) - 1;
   let view = null; // the window, null for that of the image
   let shown = "";
@@ -88,10 +91,10 @@
     byId("at").value = String(at + 1);
     byId("at").setAttribute("aria-valuetext", `${at + 1} of ${total}`);
     byId("position").textContent = `${at + 1} / ${total}`;
-    byId("before").href = `${data.here}?at=${Math.max(1, at)}`;
-    byId("after").href = `${data.here}?at=${Math.min(total, at + 2)}`;
+    byId("before").href = `${data.here}${atUrl}${Math.max(1, at)}`;
+    byId("after").href = `${data.here}${atUrl}${Math.min(total, at + 2)}`;
     const uid = slices[at][0];
-    byId("elements").href = `${data.here}/instances/${uid}`;
+    byId("elements").href = `${data.here}/instances/${uid}${within}`;
     byId("file").href = `${data.root}/instances/${uid}?accept=application/dicom`;
     byId("file").download = `${uid}.dcm`;
     if (hasWindow) {
@@ -113,7 +116,7 @@
     show();
     // The address of the page follows, so that it can be kept or sent; browsers allow that only so often.
     window.clearTimeout(noted);
-    noted = window.setTimeout(() => history.replaceState(null, "", `?at=${at + 1}`), 400);
+    noted = window.setTimeout(() => history.replaceState(null, "", `${atUrl}${at + 1}`), 400);
   };
   const setWindow = (center, width) => {
     if (!hasWindow) return;
