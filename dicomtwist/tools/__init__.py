@@ -38,17 +38,38 @@ def main() -> None:
     dicomtwist(prog_name="dicomtwist")
 
 
+class _Ended(BaseException):
+    """A signal that ends the process, as an exception, so that what was begun is put away."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+def _end(number: int, frame: object) -> None:
+    # A second one kills at once.
+    signal.signal(number, signal.SIG_DFL)
+    raise _Ended(number)
+
+
 @contextmanager
 def raising_interrupts() -> Iterator[None]:
     """
-    Have SIGINT raise KeyboardInterrupt for a while, if it would end the process: in code that leaves something behind, as a
+    Have the signals that would end the process raise exceptions for a while: in code that leaves something behind, as a
     prompt leaves a terminal without echo.
+
+    SIGINT is KeyboardInterrupt. SIGTERM and SIGHUP end the process by the signal when the block was left.
     """
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _end, signal.SIGHUP: _end}
+    taken = [number for number in handlers if signal.getsignal(number) is signal.SIG_DFL]
+    ended = 0
+    for number in taken:
+        signal.signal(number, handlers[number])
     try:
         yield
+    except _Ended as signalled:
+        ended = signalled.number
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
+    if ended:
+        signal.raise_signal(ended)

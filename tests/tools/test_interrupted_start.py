@@ -1,15 +1,18 @@
-"""Ctrl-C while the command starts: it ends without a traceback, and a shell sees that it was interrupted."""
+"""Signals that end the command while it starts, or while it has left something behind."""
 
 from __future__ import annotations
 
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 from click.testing import CliRunner
 from twisted.trial.unittest import SynchronousTestCase
 
+from dicomtwist.archive.archive import Archive
 from dicomtwist.tools.cli import LazyGroup
+from tests.archive.samples import dataset, keep
 
 #: The command, which sends itself SIGINT when a module is imported or a function is called.
 PROGRAM = """
@@ -47,6 +50,25 @@ main()
 """
 
 
+#: An export from a folder, which sends itself a signal while it copies a file.
+EXPORT = """
+import os, shutil, sys
+
+number, *sys.argv[1:] = sys.argv[1:]
+original = shutil.copyfileobj
+
+def interrupted(source, target, length):
+    target.write(source.read(10))
+    os.kill(os.getpid(), int(number))
+    original(source, target, length)
+
+shutil.copyfileobj = interrupted
+
+from dicomtwist.tools import main
+main()
+"""
+
+
 class Interrupted(SynchronousTestCase):
     def test_places(self) -> None:
         """While modules are imported and options are parsed it is killed by the signal, as a shell expects."""
@@ -78,3 +100,39 @@ class Interrupted(SynchronousTestCase):
         group = LazyGroup("dicomtwist", callback=interrupted, invoke_without_command=True)
         result = CliRunner().invoke(group, [])
         self.assertEqual((result.exit_code, result.output.strip()), (130, ""))
+
+    def test_an_export(self) -> None:
+        """A file that is not complete is removed, and the exit status names the signal."""
+        folder = Path(self.mktemp()).absolute()
+        archive = Archive(folder)
+        archive.open()
+        keep(archive, dataset())
+        archive.close()
+        for number, code in (
+            (signal.SIGTERM, -signal.SIGTERM),
+            (signal.SIGHUP, -signal.SIGHUP),
+            (signal.SIGINT, 128 + signal.SIGINT),
+        ):
+            out = folder.with_name(f"out-{number}")
+            ended = subprocess.run(
+                (
+                    sys.executable,
+                    "-c",
+                    EXPORT,
+                    str(int(number)),
+                    "archive",
+                    "export",
+                    "--storage",
+                    folder,
+                    "--to",
+                    out,
+                    "1.2.1",
+                ),
+                capture_output=True,
+                timeout=120,
+                check=False,
+            )
+            self.assertNotIn(b"Traceback", ended.stderr)
+            self.assertEqual(ended.returncode, code, ended.stderr)
+            self.assertTrue(out.is_dir())
+            self.assertEqual([path for path in out.rglob("*") if path.is_file()], [])

@@ -271,7 +271,9 @@ def _opened(storage: Path, *, rebuilds: bool) -> Iterator[StoppedFolder]:
     index = storage / FOLDER
     try:
         if not index.is_dir():
-            raise OperationFailed(f"{storage} is not the folder of an archive: it has no {FOLDER}")
+            _check_unindexed(storage, rebuilds=rebuilds)
+            index.mkdir()
+            rebuilds = False
         lock = FileLock(os.fspath(index / "lock"))
         try:
             if not lock.try_exclusive():
@@ -294,6 +296,27 @@ def _opened(storage: Path, *, rebuilds: bool) -> Iterator[StoppedFolder]:
         raise OperationFailed(str(error)) from None
     except OSError as error:
         raise OperationFailed(f"{error.filename or storage}: {error.strerror or error}") from None
+
+
+def _check_unindexed(storage: Path, *, rebuilds: bool) -> None:
+    """
+    Check a folder without an index, as a backup without one is restored.
+
+    :raises OperationFailed: it is not the folder of an archive, or its index is not to be made now.
+    """
+    from dicomtwist.archive.index.index import FOLDER
+    from dicomtwist.archive.storage.types import is_uid
+
+    with os.scandir(storage) as entries:
+        if not any(one.name == ".incoming" or is_uid(one.name) for one in entries if one.is_dir()):
+            raise OperationFailed(
+                f"{storage} is not the folder of an archive: it has neither an index ({FOLDER}) nor studies"
+            )
+    if not rebuilds:
+        raise OperationFailed(
+            f"{storage} has no index ({FOLDER}), as after a restore: 'dicomtwist archive rebuild --storage {storage}' makes "
+            "it, and so does the start of a server"
+        )
 
 
 # --- the operations

@@ -15,7 +15,7 @@ from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.internet.protocol import Factory, Protocol
 
 from dicomtwist.archive.archive import Archive
-from dicomtwist.tools.runners.archive import StoppedFolder
+from dicomtwist.tools.runners.archive import StoppedFolder, open_archive
 from dicomtwist.tools.server.api import OperationFailed
 from tests import peers
 from tests.archive.samples import dataset, keep
@@ -104,6 +104,33 @@ class Archives(ToolTestCase):
         self.assertEqual((found["instances"], found["indexed"]), (2, 2))
         (found,) = await self.lines("stat", *place)
         self.assertEqual(found["locked"], 1)
+
+    def test_a_folder_without_an_index(self) -> None:
+        """A backup without the index is restored: the words say what makes it, and that does."""
+        folder = self.make()
+        shutil.rmtree(folder / ".index")
+        with self.assertRaises(OperationFailed) as caught, open_archive("", folder, None, None):
+            pass
+        self.assertIn(f"'dicomtwist archive rebuild --storage {folder}' makes it", str(caught.exception))
+        self.assertFalse((folder / ".index").exists())
+        with open_archive("", folder, None, None, rebuilds=True) as archive:
+            found = archive.check(all_files=True)
+            self.assertEqual((found["instances"], found["indexed"]), (6, 6))
+        with open_archive("", folder, None, None) as archive:
+            self.assertEqual(archive.stat()["instances"], 6)
+        self.assertEqual([path.name for path in folder.glob(".index*")], [".index"])
+
+    def test_another_folder(self) -> None:
+        """No index is made in a folder that is mistyped."""
+        folder = self.folder / "home"
+        (folder / "letters").mkdir(parents=True)
+        for rebuilds in (False, True):
+            with self.assertRaises(OperationFailed) as caught, open_archive("", folder, None, None, rebuilds=rebuilds):
+                pass
+            self.assertIn(
+                "is not the folder of an archive: it has neither an index (.index) nor studies", str(caught.exception)
+            )
+        self.assertEqual([path.name for path in folder.iterdir()], ["letters"])
 
     def test_a_folder_with_files_that_cannot_be_read(self) -> None:
         """The others are exported."""
