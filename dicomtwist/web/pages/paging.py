@@ -65,7 +65,7 @@ def paging_of(
     """
     Return the place of a page.
 
-    :param found: what a search for the part of :func:`part_of` has found, ``None`` for nothing.
+    :param found: the result of a search for the part of :func:`part_of`; ``None`` if nothing can match.
     :param offset: the number of entries before the page.
     :param length: the most entries of a page.
     :param path: the path of the pages.
