@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Final, Protocol
+from threading import Lock
+from typing import Any, Final, Protocol, TypeAlias
 from urllib.parse import parse_qs
 from weakref import WeakKeyDictionary
 
@@ -38,8 +38,12 @@ from dicomtwist.web.http.records import RequestRecord
 
 __all__ = ["Trail"]
 
-#: The most instances of one association whose studies are looked up; further ones are counted as of an unknown study.
-MAX_INSTANCES: Final = 100_000
+#: The most instances of one association, in one direction, that wait for the thread that looks up their studies; further ones
+#: are counted as of an unknown study. Each takes some 100 bytes.
+MAX_INSTANCES: Final = 10_000
+#: The most pairs of a study and a SOP Class that one association is counted by, in one direction; instances of further ones
+#: are counted as of an unknown study.
+MAX_COUNTED: Final = 10_000
 #: The most studies of one identifier that have messages.
 MAX_STUDIES: Final = 1000
 #: The beginning of the routes of DICOMweb, whose studies, series and instances are files.
@@ -52,6 +56,7 @@ PAGE: Final = 400
 _STUDY: Final = re.compile(r"/studies/([0-9.]{1,64})(?=/|\Z)")
 _INSTANCE: Final = re.compile(r"/instances/([0-9.]{1,64})(?=/|\Z)")
 _UNKNOWN: Final = Subject("unknown")
+_UNKNOWN_KIND: Final = (_UNKNOWN, "unknown")
 
 
 class Writer(Protocol):
@@ -61,23 +66,68 @@ class Writer(Protocol):
         """Call *item* in a thread, and write the messages that it returns."""
 
 
-@dataclass(slots=True)
+#: The patient and the study of an instance, and its SOP Class.
+_Kind: TypeAlias = tuple[Subject, str]
+
+
 class _Instances:
-    """The instances of one association in one direction."""
+    """
+    The instances of one association in one direction.
 
-    pending: dict[int, str] = field(default_factory=dict)
-    done: list[str] = field(default_factory=list)
-    more: int = 0
-    failed: int = 0
+    Their UIDs are not kept until it ends, which may take days: a thread looks up their studies, some hundred at once, and
+    counts them by study and SOP Class.
 
-    def ended(self, message_id: int, status: int) -> None:
+    :ivar done: the number of instances that were transferred.
+    :ivar failed: the number of those that were not.
+    :ivar pending: the instances under way, by Message ID.
+    """
+
+    __slots__ = ("_counts", "_lock", "_subjects", "_uids", "done", "failed", "pending")
+
+    def __init__(self) -> None:
+        self.pending: dict[int, str] = {}
+        self.done = self.failed = 0
+        self._uids: deque[str] = deque()
+        self._counts: Counter[tuple[str, str]] = Counter()  # by study and SOP Class
+        self._subjects = {_UNKNOWN.study: _UNKNOWN}  # the latest of each study
+        self._lock = Lock()
+
+    def ended(self, message_id: int, status: int) -> bool:
+        """Note how an operation has ended; return whether as many wait as are looked up at once."""
         uid = self.pending.pop(message_id, "")
         if category(status) is StatusCategory.FAILURE:
             self.failed += 1
-        elif len(self.done) < MAX_INSTANCES:
-            self.done.append(uid)
-        else:
-            self.more += 1
+            return False
+        self.done += 1
+        if len(self._uids) < MAX_INSTANCES:
+            self._uids.append(uid)
+        return self.done % PAGE == 0
+
+    def counted(self, look_up: Callable[[list[str]], dict[str, _Kind]]) -> dict[Subject, Counter[str]]:
+        """
+        Look up the instances that wait; return the numbers of all so far, by study and SOP Class. It blocks.
+
+        :param look_up: finds instances by their UIDs.
+        """
+        with self._lock:
+            while self._uids:
+                page = [self._uids.popleft() for _ in range(min(PAGE, len(self._uids)))]
+                found = look_up(page)
+                for uid in page:
+                    self._count(*found.get(uid, _UNKNOWN_KIND))
+            counts, subjects = Counter(self._counts), dict(self._subjects)
+        counts[_UNKNOWN.study, "unknown"] += self.done - counts.total()
+        classes: dict[Subject, Counter[str]] = {}
+        for (study, sop_class), count in (+counts).items():
+            classes.setdefault(subjects[study], Counter())[sop_class] += count
+        return classes
+
+    def _count(self, subject: Subject, sop_class: str) -> None:
+        key = (subject.study, sop_class)
+        if key not in self._counts and len(self._counts) >= MAX_COUNTED:
+            key, subject = (_UNKNOWN.study, "unknown"), _UNKNOWN
+        self._counts[key] += 1
+        self._subjects[subject.study] = subject
 
 
 class _Job:
@@ -216,14 +266,23 @@ class Trail:
         if type(message) is CStoreRQ:
             self._of(event.assoc)[0].pending[message.message_id] = message.affected_sop_instance_uid
         elif type(message) is CStoreRSP:
-            self._of(event.assoc)[1].ended(message.message_id_being_responded_to, message.status)
+            self._ended(self._of(event.assoc)[1], message)
 
     def _sent(self, event: evt.Event) -> None:
         message = event.message
         if type(message) is CStoreRQ:
             self._of(event.assoc)[1].pending[message.message_id] = message.affected_sop_instance_uid
         elif type(message) is CStoreRSP:
-            self._of(event.assoc)[0].ended(message.message_id_being_responded_to, message.status)
+            self._ended(self._of(event.assoc)[0], message)
+
+    def _ended(self, instances: _Instances, response: CStoreRSP) -> None:
+        if instances.ended(response.message_id_being_responded_to, response.status):
+            self.writer.put(lambda: self._count(instances))
+
+    def _count(self, instances: _Instances) -> list[bytes]:
+        """Count the instances that wait, for messages at the end of their association."""
+        instances.counted(self._subjects_of_instances)
+        return []
 
     def _of(self, assoc: AssociationInterface) -> tuple[_Instances, _Instances]:
         found = self._instances.get(assoc)
@@ -246,7 +305,7 @@ class Trail:
         ):
             events = self._transferred(instances, action, record.ended, [source, destination])
             if instances.done:
-                self._put(events, 1 + len(instances.done) // PAGE)
+                self._put(events, 1 + min(instances.done, MAX_INSTANCES) // PAGE)
             elif instances.failed:  # as those of a peer that may not store
                 for failed in events:
                     self._alert(failed)
@@ -255,15 +314,7 @@ class Trail:
         self, instances: _Instances, action: str, when: datetime, participants: list[Participant]
     ) -> Iterator[Event]:
         """Yield a message for each study."""
-        classes: dict[Subject, Counter[str]] = {}
-        for start in range(0, len(instances.done), PAGE):
-            page = instances.done[start : start + PAGE]
-            found = self._subjects_of_instances(page)
-            for uid in page:
-                subject, sop_class = found.get(uid, (_UNKNOWN, "unknown"))
-                classes.setdefault(subject, Counter())[sop_class] += 1
-        if instances.more:
-            classes.setdefault(_UNKNOWN, Counter())["unknown"] += instances.more
+        classes = instances.counted(self._subjects_of_instances)
         failure = f"{instances.failed} instances were not transferred" if instances.failed else ""
         for subject, counts in classes.items() or [(_UNKNOWN, Counter[str]())]:
             yield Event(

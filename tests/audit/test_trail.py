@@ -15,6 +15,7 @@ from dicomtwist.archive.index.reading import Subject
 from dicomtwist.archive.removal.remover import Deleted
 from dicomtwist.archive.storage.types import IndexFailed
 from dicomtwist.association.record import AssociationRecord, Ending, OperationCount
+from dicomtwist.audit import trail
 from dicomtwist.audit.trail import Trail
 from dicomtwist.dimse.messages import CStoreRQ, CStoreRSP
 from dicomtwist.web.http.records import RequestRecord
@@ -272,6 +273,61 @@ class Associations(TrailTestCase):
             for uid, study in objects_of(message, "110180").items()
         }
         self.assertEqual(found, {"1.2.1": 2, "1.2.2": 1, "unknown": 1})
+
+    def counts(self) -> dict[str, int]:
+        """Return the numbers of instances in the messages, by study."""
+        return {
+            uid: sum(int(one.get("NumberOfInstances")) for one in study.iter("SOPClass"))
+            for message in self.messages()
+            for uid, study in objects_of(message, "110180").items()
+        }
+
+    def test_many_instances(self) -> None:
+        """A long association does not keep the UIDs of what it has transferred, and its messages count all of them."""
+        self.patch(trail, "PAGE", 10)
+        for number in range(1005):
+            self.store(number % 100, f"1.2.{1 + number % 2}.{number}", 0)
+            while self.jobs:
+                self.assertEqual(self.jobs.pop()(), [], "only counted")
+        (received, _) = self.trail._instances[self.assoc]  # type: ignore[index]
+        self.assertLess(len(received._uids), 10)
+        self.end(Ending(kind="released", by="peer"))
+        self.assertEqual(self.counts(), {"1.2.1": 503, "1.2.2": 502})
+
+    def test_counts_are_bounded(self) -> None:
+        """Instances that the thread does not come to, and those of too many studies, are counted as of an unknown study."""
+        self.patch(trail, "MAX_INSTANCES", 10)
+        for number in range(25):
+            self.store(number, f"1.2.1.{number}", 0)
+        self.end(Ending(kind="released", by="peer"))
+        self.assertEqual(self.counts(), {"1.2.1": 10, "unknown": 15})
+        self.patch(trail, "MAX_COUNTED", 3)
+        for number in range(1, 9):
+            self.store(number, f"1.2.{number}.1", 0)
+        self.end(Ending(kind="released", by="peer"))
+        self.assertEqual(self.counts(), {"1.2.1": 1, "1.2.2": 1, "1.2.3": 1, "unknown": 5})
+
+    def test_one_message_for_a_study(self) -> None:
+        """The patient of a study may change while instances of it arrive: the message names the latest."""
+        self.patch(trail, "PAGE", 10)
+        for number in range(25):
+            self.store(number, f"1.2.1.{number}", 0)
+            if number == 14:
+                self.jobs.pop()()
+                self.index.subject = lambda study: Subject(study, "A1", "P9", "Roe^John")  # type: ignore[method-assign]
+        self.end(Ending(kind="released", by="peer"))
+        (message,) = self.messages()
+        self.assertEqual(list(objects_of(message, "110180")), ["1.2.1"])
+        self.assertEqual(list(objects_of(message, "2")), ["P9"])
+
+    def test_a_job_that_was_dropped(self) -> None:
+        """Counts are those of the end, whether or not a thread has counted before."""
+        self.patch(trail, "PAGE", 10)
+        for number in range(35):
+            self.store(number, f"1.2.1.{number}", 0)
+        del self.jobs[1:]
+        self.end(Ending(kind="released", by="peer"))
+        self.assertEqual(self.counts(), {"1.2.1": 35})
 
     def test_sent_to_a_destination(self) -> None:
         self.assoc.is_acceptor = False
