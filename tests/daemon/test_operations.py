@@ -69,6 +69,9 @@ class Operations(ServerTestCase):
         is_over = True
         await sending
         self.assertFalse((copy / ".index").exists())
+        tasks = sqlite3.connect(copy / ".forwarding" / "tasks.sqlite")
+        self.assertEqual(tasks.execute("PRAGMA integrity_check").fetchone(), ("ok",))
+        tasks.close()
         self.server.signal("KILL")
         await self.server.wait(60)
         former = self.server
