@@ -71,7 +71,7 @@ class Forwarder(Service):
     Sends instances to their destinations.
 
     Each destination has connections of its own and waits for no other one. A destination that is down costs one attempt at a
-    time, after pauses of up to a minute. The guide to forwarding says what follows from the answers of a peer. Every instance
+    time, after pauses of up to a minute. The reference page says what follows from each answer of a peer. Every instance
     arrives at least once.
 
     It is a Twisted service; or call :meth:`startService` and :meth:`stopService` yourself.

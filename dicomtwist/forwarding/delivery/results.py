@@ -1,7 +1,7 @@
 """
 Results of sending an instance, and what follows from each: it is done, it is sent again, or it has failed. No I/O.
 
-The guide to forwarding has the same table in words.
+The reference page of store and forward has the same table in words.
 """
 
 from __future__ import annotations
