@@ -230,7 +230,7 @@ def _statuses(told: dict[int, str], service: str, service_class: ServiceClass) -
 def _default(value: Any) -> str:
     if value is None:
         return "none"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:.15g}" if isinstance(value, float) else str(value)
 
 
 def options() -> str:
