@@ -121,7 +121,7 @@ STATUSES: Final = {
     431: "the header is too long",
     500: "the server has failed, or the stored file cannot be read; its log has the reason",
     501: "images are not rendered by this server; WADO-URI asks for an anonymized instance",
-    503: "too much waits, or the server stops; `Retry-After` says when to ask again",
+    503: "too much waits, or the server starts or stops; `Retry-After` says when to ask again",
     507: "the storage is full",
 }
 
