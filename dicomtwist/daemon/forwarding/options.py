@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from twisted.python import usage
 
+from dicomtwist.archive.inbox.notes import FOLDER
 from dicomtwist.archive.storage.types import Durability
 from dicomtwist.daemon.configuration import Configuration, ConfigurationError
 from dicomtwist.daemon.forwarding.files import KeyFileError, is_open_to_others, read_key, read_table
@@ -33,8 +34,6 @@ __all__ = [
     "warn_of_forwarding",
 ]
 
-#: The folder of the tasks in that of the archive.
-FOLDER: Final = ".forwarding"
 #: For how long finished tasks stay in the queue, in seconds.
 DEFAULT_HISTORY: Final = 30 * 86400.0
 #: The age of the oldest task from which on the log warns, in seconds.
