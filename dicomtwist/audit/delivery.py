@@ -5,8 +5,8 @@ Syslog has no acknowledgements. A message counts as delivered when the system of
 connection has lived for :data:`SETTLE` seconds since it was written; when a connection is lost, all messages that do not count
 yet are sent again. So a message may arrive twice, and is not lost while the receiver is down, as long as the spool has room.
 
-Not much is written before it is acknowledged: else a receiver that is slow would get all of it again, each time that it is so
-slow that the connection is lost, and would never be done.
+Little is written before it is acknowledged: a slow receiver would get everything again after each connection that is lost, and
+would never get on.
 """
 
 from __future__ import annotations

@@ -304,7 +304,7 @@ class Forwarder(Service):
         peer.configure(self._associations(peer.name), rates)
 
     def _changed(self) -> None:
-        """There is room at a peer: the lane that has waited longest goes first."""
+        """Let the lanes claim: there may be room at a peer."""
         for destination in list(self._lanes):
             lane = self._lanes.get(destination)
             if lane is not None and lane.due:

@@ -126,7 +126,7 @@ def check_url(text: str) -> str:
     except ValueError:
         has_place = False
     if not has_place or parts.scheme not in ("http", "https") or parts.query or parts.fragment:
-        raise ValueError("the address is no URL of DICOMweb: write https://host/path, or http://host:port/path")
+        raise ValueError("the address is not a URL of DICOMweb: write https://host/path, or http://host:port/path")
     if "@" in parts.netloc:
         raise ValueError("the URL has a user or a password, which others would see")
     url = text.strip()

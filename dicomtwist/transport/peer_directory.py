@@ -32,8 +32,8 @@ class Peers:
     :param reactor: for the endpoints.
     :param descriptions: each ``TITLE=ADDRESS``, where ADDRESS is ``host:port``, ``[::1]:port`` or an endpoint string such
         as ``tls:host:port`` or ``dicomtls:...``, or the base URL of DICOMweb such as ``https://pacs.example/dicom-web``; or
-        ``@FILE``, whose lines are such descriptions. Empty lines and lines
-        that begin with ``#`` are ignored. Later descriptions override earlier ones.
+        ``@FILE``, whose lines are such descriptions. Empty lines and lines that begin with ``#`` are ignored. Later
+        descriptions override earlier ones.
     :raises ValueError: a description is wrong; the text says which and why. Files are read, including those that an
         endpoint string names, which blocks.
     """

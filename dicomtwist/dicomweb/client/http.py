@@ -187,7 +187,7 @@ class HTTPClient:
         :raises RequestFailed: the server refuses it.
         :raises NoConnection: there is no connection, or it was lost.
         :raises RequestTimeout: the server took too long.
-        :raises InvalidResponse: the response is none of HTTP.
+        :raises InvalidResponse: the response is not HTTP.
         """
         failures = stale = 0
         while True:
@@ -336,7 +336,7 @@ def _mapped(error: BaseException, inner: BaseException) -> DICOMwebError:
     if (words := describe_tls_error(inner)) is not None:
         return NoConnection(f"no connection over TLS: {words}")
     if isinstance(error, ResponseFailed):
-        return InvalidResponse(f"the response is none of HTTP: {inner}")
+        return InvalidResponse(f"the response is not HTTP: {inner}")
     return NoConnection(f"the request failed: {inner}")
 
 
@@ -440,7 +440,7 @@ class _Connection(ProtocolWrapper):
     def loseConnection(self) -> None:
         """Close the connection at once; in the middle of a head, because twisted.web takes none of its lines."""
         if self._head and self._reason is None:
-            self._reason = Failure(InvalidResponse("the head of the response is none of HTTP, or has a long line"))
+            self._reason = Failure(InvalidResponse("the head of the response is not HTTP, or has a long line"))
         self.disconnecting = 1
         self._raw.abortConnection()
 

@@ -112,7 +112,7 @@ class Channel(_Untyped):  # type: ignore[misc]
         if self._phase is _Phase.IDLE:
             if data and data[0] not in _FIRST_BYTES and not (self._buffer or any(self._dataBuffer)):
                 # TLS, or an association request of DICOM: without lines, the rest of a header would be waited for.
-                self.refuse(400, "the request is none of HTTP")
+                self.refuse(400, "the request is not HTTP")
                 return
             self._enter(_Phase.HEADER)
         self._progress += len(data)

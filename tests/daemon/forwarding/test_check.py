@@ -72,9 +72,9 @@ deidentify = ["retain-uids"]
 
     def test_addresses_of_dicomweb(self) -> None:
         for address, words in (
-            ("http://", "no URL of DICOMweb"),
+            ("http://", "not a URL of DICOMweb"),
             ("https://user:secret@host/dicom-web", "the URL has a user or a password"),
-            ("https://host/x?y=1", "no URL of DICOMweb"),
+            ("https://host/x?y=1", "not a URL of DICOMweb"),
             ("https://hö.example/", "printable ASCII"),
         ):
             code, printed = self.run_options("--check", text=f'[peers]\nWEB = "{address}"')
