@@ -17,8 +17,11 @@ from pydicom import DataElement, Dataset
 from pydicom.charset import convert_encodings, default_encoding
 from pydicom.config import RAISE
 from pydicom.dataelem import RawDataElement
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_data_element
 from pydicom.hooks import raw_element_vr
-from pydicom.valuerep import STR_VR, validate_value
+from pydicom.valuerep import CUSTOMIZABLE_CHARSET_VR, STR_VR, validate_value
+from pydicom.values import convert_value
 
 from dicomtwist.forwarding.errors import CoercionError
 from dicomtwist.forwarding.header import PIXEL_GROUP, Edit, Splice
@@ -34,6 +37,10 @@ BY_PATIENT: Final = "patient"
 TEXT_VRS: Final = frozenset(["AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UI", "UR", "UT"])
 #: The VRs whose values a backslash does not divide.
 _UNDIVIDED: Final = frozenset(("LT", "ST", "UR", "UT"))
+#: The VRs whose values may have lines.
+_LONG_TEXTS: Final = frozenset(("LT", "ST", "UT"))
+_CONTROLS: Final = frozenset(map(chr, [*range(32), 127]))
+_RANGE: Final = re.compile(r"-.*|.*-|[^-]{5,}-[^-]{5,}")
 #: The lengths of a hash in VRs that allow fewer than 64 characters.
 _HASH_LENGTHS: Final = {"AE": 16, "CS": 16, "SH": 16}
 
@@ -198,6 +205,10 @@ def check_values(path: Path, values: tuple[str | int | float, ...]) -> None:
             raise ValueError(f"{value!r} is not valid in VR {vr}")
         if isinstance(value, str) and vr not in _UNDIVIDED and "\\" in value:
             raise ValueError("a backslash divides values: write a list")
+        if isinstance(value, str) and not _CONTROLS.isdisjoint(value) and (vr not in _LONG_TEXTS or "\0" in value):
+            raise ValueError(f"control characters are not valid in VR {vr}")
+        if isinstance(value, str) and vr in ("DA", "DT", "TM") and _RANGE.fullmatch(value):
+            raise ValueError("a range of dates or times is for queries only")
         try:
             validate_value(vr, value if is_number else str(value), RAISE)
             Dataset().add_new(path.tag, vr, value if is_number else str(value))
@@ -273,10 +284,26 @@ def _write(root: Dataset, holder: Dataset, tag: int, vr: str, values: list[Any],
                 validate_value(vr, text, RAISE)
         new = [str(one) if vr in STR_VR else one for one in values]
         value: Any = new if len(new) > 1 else new[0] if new else ""
-        holder[tag] = DataElement(tag, vr, value)
+        element = DataElement(tag, vr, value)
+        is_encoded = vr not in CUSTOMIZABLE_CHARSET_VR or _reads_back(element, texts, encodings)
     except Exception:
         # The texts of pydicom quote the value.
         raise CoercionError(tag_name(tag), rule, f"the new value is not valid in VR {vr}") from None
+    if not is_encoded:
+        raise CoercionError(tag_name(tag), rule, "the new value cannot be encoded in the Specific Character Set")
+    holder[tag] = element
+
+
+def _reads_back(element: DataElement, texts: list[str], encodings: list[str]) -> bool:
+    """Return whether texts are what a reader finds: pydicom does not write some escape sequences."""
+    if all(map(str.isascii, texts)):
+        return True
+    encoded = DicomBytesIO()
+    encoded.is_little_endian, encoded.is_implicit_VR = True, True
+    write_data_element(encoded, element, encodings)
+    raw = encoded.getvalue()[8:]
+    read = convert_value(element.VR, RawDataElement(element.tag, element.VR, len(raw), raw, 0, True, True), encodings)
+    return (list(map(str, read)) if _is_list(read) and not isinstance(read, str) else [str(read)]) == texts
 
 
 def encodings_of(dataset: Dataset, inherited: list[str]) -> list[str]:
@@ -336,7 +363,7 @@ def raw_texts(dataset: Dataset, tag: int) -> list[str]:
     element = dataset.get_item(tag)
     value = element.value if element is not None else None
     if isinstance(value, bytes):
-        return value.decode("latin-1").strip(" \0").split("\\")
+        return [one.strip(" \0") for one in value.decode("latin-1").split("\\")]
     if value is None:
         return []
     values = [value] if isinstance(value, str) or not _is_list(value) else list(value)

@@ -42,11 +42,23 @@ _DUMMIES: Final = {
     **dict.fromkeys(("OB", "OW", "OB or OW", "UN"), b"\0\0"),
     **dict.fromkeys(("OD", "OF", "OL", "OV"), bytes(8)),
 }
+#: The options that keep some of the words of texts.
+_CLEANING: Final = frozenset((Option.CLEAN_DESCRIPTORS, Option.CLEAN_STRUCTURED_CONTENT, Option.CLEAN_GRAPHICS))
 _TEXTS: Final = frozenset(["LO", "LT", "PN", "SH", "ST", "UC", "UT"])
 _NUMBERS: Final = frozenset(("FD", "FL", "SL", "SS", "UL", "US"))
 #: The values of private attributes that are kept: numbers and ratios, and codes.
 _NUMBER: Final = re.compile(r" *[-+0-9.:eE]{0,24} *")
 _CODE: Final = re.compile(r" *[A-Z0-9_]{0,16} *")
+#: The values of attributes that stay, by VR: what is anything else, such as a name in place of a number, does not.
+_VALUES: Final = {
+    "AS": re.compile(r"[0-9]{0,3}[DWMYdwmy]?"),
+    "UI": re.compile(r"[0-9.]{0,64}"),
+    **dict.fromkeys(("DA", "DT", "TM"), re.compile(r"[-+0-9.:/ ]{0,32}")),
+    **dict.fromkeys(("DS", "IS"), _NUMBER),
+}
+_BINARY: Final = frozenset(("AT", "FD", "FL", "OB", "OD", "OF", "OL", "OV", "OW", "SL", "SS", "SV", "UL", "US", "UV"))
+#: The groups of commands, of the File Meta Information and of directories, whose attributes are not those of an instance.
+_NOT_OF_INSTANCES: Final = 0x0007
 _NUMBER_WORD: Final = re.compile(r"[A-Za-z]?\d{1,2}(?:[.,]\d{1,2})?[A-Za-z]{0,2}", re.ASCII)
 _WORD: Final = re.compile(r"[^\W\d_]+|[\w.]+|[^\w\s]+|\s+")
 
@@ -93,7 +105,7 @@ class _Run:
         self.patient = patient_of(dataset)
         self.days = pseudonyms.days(self.patient)
         self.sop_class = "\\".join(raw_texts(dataset, 0x00080016))
-        self.identifying = _identifying_words(dataset) if Option.CLEAN_DESCRIPTORS in options else frozenset()
+        self.identifying = _identifying_words(dataset) if options & _CLEANING else frozenset()
         self.is_nested = False
 
     def all(self, dataset: Dataset) -> None:
@@ -150,7 +162,7 @@ class _Run:
     def unlisted(self, dataset: Dataset, tag: int, vr: str) -> None:
         """Treat an element that Table E.1-1 does not have."""
         known = dictionary_has_tag(tag)
-        if not known and not repeater_has_tag(tag):
+        if (not known and not repeater_has_tag(tag)) or tag >> 16 <= _NOT_OF_INSTANCES:
             del dataset[tag]
             return
         expected = dictionary_VR(tag)
@@ -168,6 +180,8 @@ class _Run:
                 self.shift(dataset, tag, expected)
             else:
                 dataset[tag] = DataElement(tag, expected, "")
+        elif not _may_stay(dataset, tag, vr, expected):
+            del dataset[tag]
 
     def apply(self, dataset: Dataset, tag: int, vr: str, action: str, basic: str) -> None:
         """Apply a simple action to an element."""
@@ -176,6 +190,8 @@ class _Run:
             action = self.cleaned(dataset, tag, vr, known, basic)
             if not action:
                 return
+        if action == "K" and known in ("DA", "DT", "TM") and not _may_stay(dataset, tag, vr, known):
+            action = self.simple(basic, tag)
         if action == "X":
             del dataset[tag]
         elif action == "Z":
@@ -249,8 +265,9 @@ class _Run:
         if known in ("DA", "DT") and dates:
             if Option.RETAIN_MODIFIED_DATES in self.options:
                 self.shift(dataset, tag, known)
-            return ""
-        if known == "TM" and dates:
+                return ""
+            return "" if _may_stay(dataset, tag, vr, known) else self.simple(basic, tag)
+        if known == "TM" and dates and _may_stay(dataset, tag, vr, known):
             return ""  # the date has moved by whole days
         if known == "SQ" and vr == "SQ":
             structured = tag == _CONTENT_SEQUENCE or tag == 0x00400555
@@ -325,6 +342,17 @@ def _is_safe(dataset: Dataset, tag: int, vr: str, expected: str) -> bool:
         return expected in _NUMBERS or expected in ("DS", "IS")
     pattern = _CODE if expected == "CS" else _NUMBER
     return vr in ("CS", "DS", "IS", "LO", "SH") and all(pattern.fullmatch(one) for one in raw_texts(dataset, tag))
+
+
+def _may_stay(dataset: Dataset, tag: int, vr: str, expected: str) -> bool:
+    """Return whether the value of an attribute is of the kind that its VR in the data dictionary, *expected*, says."""
+    if expected[:2] in _BINARY:
+        # Some write numbers as text.
+        return vr in _BINARY or vr == "UN" or all(_NUMBER.fullmatch(one) for one in raw_texts(dataset, tag))
+    if vr in _BINARY:
+        return False
+    pattern = _VALUES.get(expected)
+    return pattern is None or all(pattern.fullmatch(one) for one in raw_texts(dataset, tag))
 
 
 def _one(values: list[str]) -> Any:

@@ -28,6 +28,7 @@ from dicomtwist.datasets.header_scanner import HeaderError, HeaderScanner, odd_h
 from dicomtwist.errors import DataSetError
 from dicomtwist.forwarding.errors import CoercionError
 from dicomtwist.part10 import UNDEFINED_LENGTH, FileMeta, read_file_meta
+from dicomtwist.settings import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 __all__ = ["PIXEL_GROUP", "Edit", "Rewritten", "Splice", "read_header", "rewrite", "rewritten_meta"]
 
@@ -42,6 +43,9 @@ PIXEL_GROUP: Final = 0x7FE0
 MAX_HEADER: Final = 256 * 1024 * 1024
 #: The most elements and items of a header together. A header of a million takes pydicom about ten seconds.
 MAX_ELEMENTS: Final = 1_000_000
+
+#: The elements of that group in the data dictionary: extended offset tables, pixel data of all kinds, and retired coefficients.
+_PIXEL_ELEMENTS: Final = frozenset((0x0001, 0x0002, 0x0003, 0x0008, 0x0009, 0x0010, 0x0020, 0x0030, 0x0040))
 
 _INFLATED_PIECE: Final = 1024 * 1024
 _ITEM_HEADER: Final = 8
@@ -99,7 +103,7 @@ def rewritten_meta(meta: FileMeta, rewritten: Rewritten, *, anonymous: bool = Fa
     """
     Return the File Meta Information of a changed instance.
 
-    :param anonymous: leave out the AE titles, which name machines of an institution.
+    :param anonymous: leave out the AE titles, which name machines of an institution, and name dicomtwist as the writer.
     """
     changed = replace(
         meta,
@@ -108,6 +112,8 @@ def rewritten_meta(meta: FileMeta, rewritten: Rewritten, *, anonymous: bool = Fa
     )
     if anonymous:
         changed.source_ae_title = changed.sending_ae_title = changed.receiving_ae_title = ""
+        changed.implementation_class_uid = IMPLEMENTATION_CLASS_UID
+        changed.implementation_version_name = IMPLEMENTATION_VERSION_NAME
     return changed
 
 
@@ -254,13 +260,18 @@ class Splice:
 
 
 class _TailCutter:
-    """Passes the elements of group 7FE0, from the first of them on, and drops all that follow."""
+    """
+    Passes the elements of group 7FE0 that are pixels and their offsets, and drops all others and all that follow.
+
+    Others are group lengths, which would be wrong, and those that the data dictionary does not have, which may hold anything.
+    """
 
     def __init__(self, transfer_syntax: str) -> None:
         self._encoding = BIG_ENDIAN_FORMAT if transfer_syntax == EXPLICIT_BIG_ENDIAN else LITTLE_ENDIAN_FORMAT
         self._implicit = transfer_syntax in IMPLICIT
         self._pending = bytearray()
-        self._pass = 0  # the bytes of a value that pass
+        self._pass = 0  # the bytes of a value that pass, or do not
+        self._drops = False
         self._in_items = False
         self._ended = False
 
@@ -270,7 +281,8 @@ class _TailCutter:
             if self._pass:
                 taken = min(self._pass, len(view))
                 self._pass -= taken
-                yield view[:taken]
+                if not self._drops:
+                    yield view[:taken]
                 view = view[taken:]
                 continue
             before = len(self._pending)
@@ -282,7 +294,8 @@ class _TailCutter:
                 continue
             if self._ended:
                 return
-            yield bytes(head[:used])
+            if not self._drops:
+                yield bytes(head[:used])
             self._pending = head[used:before] if used < before else bytearray()
             view = view[max(0, used - before) :]
 
@@ -320,7 +333,10 @@ class _TailCutter:
                 if len(head) < _ELEMENT_HEADER:
                     return 0
                 start, length = odd_header(self._encoding, head, 0, length)
+        self._drops = self._encoding.tag(head, 0)[1] not in _PIXEL_ELEMENTS
         self._in_items = length == UNDEFINED_LENGTH
+        if self._drops and self._in_items:
+            raise DataSetError("an element of group 7FE0 that is no pixel data has no length")
         self._pass = 0 if self._in_items else length
         return start
 

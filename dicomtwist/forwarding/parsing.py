@@ -19,7 +19,15 @@ from dicomtwist.forwarding.deidentification import Deidentification
 from dicomtwist.forwarding.errors import ForwardingRuleError
 from dicomtwist.forwarding.paths import Path, parse_path
 from dicomtwist.forwarding.pseudonyms import Pseudonyms
-from dicomtwist.forwarding.rules import MODALITY, SOP_CLASS, Condition, Destination, ForwardRule, ForwardRules
+from dicomtwist.forwarding.rules import (
+    MODALITY,
+    SOP_CLASS,
+    Condition,
+    Destination,
+    ForwardRule,
+    ForwardRules,
+    check_condition,
+)
 from dicomtwist.forwarding.values import parse_duration, parse_hours, parse_rate
 
 __all__ = ["parse_forward"]
@@ -153,6 +161,7 @@ class _Table:
             found.append(Condition("sop-class", SOP_CLASS, uids))
         for path, value in self.attributes("where").items():
             key = f"where.{path}"
+            self.parsed(key, check_condition, path)
             found.append(Condition(key, path, self.parsed(key, lambda one: tuple(_patterns(one)), value)))
         return tuple(found)
 
@@ -265,7 +274,10 @@ def _texts(value: Any) -> list[str]:
 
 
 def _patterns(value: Any) -> list[str]:
-    return [""] if value == "" else _texts(value)
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, list) or not values or not all(isinstance(one, str) for one in values):
+        raise ValueError("it is a text or a list of texts")
+    return values
 
 
 def _integer(value: Any, least: int, most: int) -> int:

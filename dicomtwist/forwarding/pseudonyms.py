@@ -8,6 +8,7 @@ Without the key nobody can try which value a pseudonym stands for.
 from __future__ import annotations
 
 import hmac
+import re
 from datetime import date, timedelta
 from typing import Final
 from uuid import UUID
@@ -21,6 +22,9 @@ SHIFT_DAYS: Final = 3650
 
 #: UIDs below the root of the standard name classes, syntaxes and well-known frames of reference, and identify nobody.
 STANDARD_ROOT: Final = "1.2.840.10008."
+_STANDARD_UID: Final = re.compile(re.escape(STANDARD_ROOT) + r"[0-9.]{1,50}")
+#: The rest of a date and time behind its day: the time, and the offset from UTC.
+_TIME_AND_OFFSET: Final = re.compile(r"(?:[0-9]{2}){0,3}(?:\.[0-9]{1,6})?(?:[+-](?:0[0-9]|1[0-4])[0-5][0-9])?")
 
 
 class Pseudonyms:
@@ -40,7 +44,7 @@ class Pseudonyms:
 
     def uid(self, uid: str) -> str:
         """Return the UID in place of *uid*: ``2.25.`` and a UUID (PS3.5 B.2). UIDs of the standard stay."""
-        if not uid or uid.startswith(STANDARD_ROOT):
+        if not uid or _STANDARD_UID.fullmatch(uid):
             return uid
         return f"2.25.{UUID(bytes=self._digest('uid', uid)[:16], version=4).int}"
 
@@ -70,7 +74,7 @@ def shifted(value: str, days: int) -> str:
         text = text.replace(".", "")
     end = next((at for at, one in enumerate(text) if not ("0" <= one <= "9")), len(text))
     digits = text[: min(end, 8)]
-    if len(digits) not in (4, 6, 8):
+    if len(digits) not in (4, 6, 8) or not _TIME_AND_OFFSET.fullmatch(text, len(digits)):
         raise ValueError("it is no date")
     try:
         day = date(int(digits[:4]), int(digits[4:6] or 1), int(digits[6:8] or 1)) + timedelta(days)

@@ -15,6 +15,7 @@ from pydicom import Dataset
 from dicomtwist.access.rules import Requestor
 from dicomtwist.access.rules import Rule as PeerRule
 from dicomtwist.forwarding.coercion import Coercion
+from dicomtwist.forwarding.header import PIXEL_GROUP
 from dicomtwist.forwarding.paths import Path, parse_path, text_values
 from dicomtwist.forwarding.values import Hours
 
@@ -25,6 +26,9 @@ Destination = tuple[str, ...]
 
 MODALITY: Final = parse_path("Modality")
 SOP_CLASS: Final = parse_path("SOPClassUID")
+
+#: The last group before those of a data set.
+LAST_META_GROUP: Final = 0x0002
 
 #: The most values of an attribute that an explanation quotes.
 MAX_QUOTED: Final = 5
@@ -77,6 +81,22 @@ class Condition:
         values = [one for one in attributes.values(self.path) if one]
         has = ", ".join(repr(one[:64]) for one in values[:MAX_QUOTED]) if values else "empty or absent"
         return f"{self.path} is {has}, not {', '.join(map(repr, self.patterns[:MAX_QUOTED]))}"
+
+
+def check_condition(path: Path) -> None:
+    """
+    Check that a condition on an attribute can match.
+
+    :raises ValueError: it cannot: the attribute has no text, or is not in the header of the data set.
+    """
+    first = (path.sequences[0] if path.sequences else path.last).tag >> 16
+    if first >= PIXEL_GROUP or first <= LAST_META_GROUP:
+        raise ValueError(f"{path} is not in the header of the data set, the part between groups 0004 and 7FE0")
+    vr = path.vr
+    if vr == "SQ":
+        raise ValueError(f"{path} is a sequence: name an attribute of its items behind a dot")
+    if vr[:2] in ("OB", "OD", "OF", "OL", "OV", "OW") or vr == "UN":
+        raise ValueError(f"{path} has VR {vr}, which is no text")
 
 
 @dataclass(frozen=True, slots=True)

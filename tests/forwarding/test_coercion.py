@@ -99,6 +99,28 @@ class Splices(unittest.TestCase):
                     self.assertNotIn(0xFFFCFFFC, decode_dataset(cut, syntax))
                     self.assertEqual(decode_dataset(cut, syntax).PixelData, PIXELS)
 
+    def test_only_pixels_pass_of_their_group(self) -> None:
+        for syntax, name in ((EXPLICIT, b"LO"), (IMPLICIT, b""), (BIG, b"LO")):
+            is_big, width = syntax == BIG, 4 if syntax == IMPLICIT else 2
+
+            def element(number: int, value: bytes, vr: bytes, is_big: bool = is_big, width: int = width) -> bytes:
+                def encoded(number: int, width: int) -> bytes:
+                    return number.to_bytes(width, "big" if is_big else "little")
+
+                return encoded(0x7FE0, 2) + encoded(number, 2) + vr + encoded(len(value), width) + value
+
+            header = encode_dataset(stored(), syntax)
+            pixels = encode_dataset(with_pixels(stored()), syntax)
+            pixels = pixels[pixels.index(element(0x10, b"", b"")[:4]) :]
+            before = element(0, b"\x04\0\0\0", name and b"UL")
+            data = header + before + pixels + element(0x1234, b"Smith^Jane", name)
+            for step in (0, 1, 7):
+                cut = spliced(data, syntax, Coercion(), step=step, drop_tail=True)
+                self.assertTrue(cut.endswith(pixels))
+                self.assertNotIn(before, cut)
+        with self.assertRaises(DataSetError):
+            spliced(header + b"\x7f\xe0\x12\x34SQ\0\0\xff\xff\xff\xff" + bytes(16), BIG, Coercion(), drop_tail=True)
+
     def test_fragments_are_followed_to_their_end(self) -> None:
         items = (
             b"\xfe\xff\x00\xe0\0\0\0\0"
@@ -130,8 +152,11 @@ class Splices(unittest.TestCase):
         splice.feed(encode_dataset(with_pixels(stored()), EXPLICIT))
         assert splice.rewritten is not None
         meta = rewritten_meta(
-            FileMeta("1", "1.2.3.4", EXPLICIT, source_ae_title="CT1"), splice.rewritten, anonymous=True
+            FileMeta("1", "1.2.3.4", EXPLICIT, "1.2.9", "SMITH", source_ae_title="CT1"),
+            splice.rewritten,
+            anonymous=True,
         )
+        self.assertNotEqual((meta.implementation_class_uid, meta.implementation_version_name), ("1.2.9", "SMITH"))
         self.assertEqual(meta.media_storage_sop_instance_uid, PSEUDONYMS.uid("1.2.3.4"))
         self.assertEqual(meta.source_ae_title, "")
 
@@ -225,6 +250,41 @@ class Coercions(unittest.TestCase):
             coerced(dataset, setting(InstitutionName="京都"))
         self.assertEqual((caught.exception.tag, caught.exception.rule), ("InstitutionName", "set"))
 
+    def test_values_that_would_not_read_back_are_refused(self) -> None:
+        # pydicom writes no escape sequences of ISO 2022 IR 58 behind a delimiter.
+        with self.assertRaisesRegex(CoercionError, "cannot be encoded"):
+            coerced(stored(SpecificCharacterSet=["", "ISO 2022 IR 58"]), setting(PatientName="\u738b^\u5c0f\u4e1c"))
+        for terms, text in (
+            (["", "ISO 2022 IR 87"], "\u5c71\u7530^\u592a\u90ce"),
+            (["", "ISO 2022 IR 149"], "\uae40\ud76c\uc911"),
+            ("GB18030", "\u738b\u5c0f\u4e1c"),
+            ("ISO_IR 192", "M\u00fcller"),
+            ("ISO_IR 100", "M\u00fcller"),
+        ):
+            for keyword in ("PatientName", "InstitutionName"):
+                new = coerced(stored(SpecificCharacterSet=terms), setting(**{keyword: text}))
+                self.assertEqual(str(new[keyword].value), text)
+
+    def test_what_is_no_date_is_not_moved(self) -> None:
+        for value in ("20200229 Smith", "20200101-20200303", "2020-02-29", "2020-1977", "20200229Smith", "20200101-"):
+            with self.subTest(value), self.assertRaises(ValueError):
+                shifted(value, 30)
+        for value, moved in (
+            ("20200229120000.123456+0100", "20200330120000.123456+0100"),
+            ("2020.02.29", "20200330"),
+            ("20200229-0500", "20200330-0500"),
+            ("2020022912", "2020033012"),
+        ):
+            self.assertEqual(shifted(value, 30), moved)
+
+    def test_uids_have_no_padding_and_those_of_the_standard_stay(self) -> None:
+        data = encode_dataset(stored(), EXPLICIT).replace(b"1.2.3.1\0", b"1.2.3.1 ")
+        rule = Coercion(hash=(parse_path("SeriesInstanceUID"),), pseudonyms=PSEUDONYMS)
+        new = decode_dataset(spliced(data, EXPLICIT, rule), EXPLICIT)
+        self.assertEqual(new.SeriesInstanceUID, PSEUDONYMS.uid("1.2.3.1"))
+        self.assertEqual(PSEUDONYMS.uid("1.2.840.10008.1.4.1.1"), "1.2.840.10008.1.4.1.1")
+        self.assertNotIn("Smith", PSEUDONYMS.uid("1.2.840.10008.Smith"))
+
     def test_targets_are_checked(self) -> None:
         for text, rule in (
             ("SOPInstanceUID", "set"),
@@ -239,6 +299,11 @@ class Coercions(unittest.TestCase):
                 check_target(parse_path(text), rule)
         with self.assertRaises(ValueError):
             check_values(parse_path("PatientSex"), ("far more than sixteen characters",))
+        for keyword, value in (("PatientID", "a\nb"), ("StudyDate", "20200101-20200202"), ("StudyTime", "10-")):
+            with self.subTest(keyword), self.assertRaises(ValueError):
+                check_values(parse_path(keyword), (value,))
+        check_values(parse_path("PatientComments"), ("a\nb",))
+        check_values(parse_path("AcquisitionDateTime"), ("20200101120000-0500",))
         with self.assertRaisesRegex(ValueError, "did you mean PatientID"):
             parse_path("PatientId")
 

@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import DataElement, Dataset
 from pydicom.datadict import dictionary_has_tag, dictionary_VR
+from pydicom.dataelem import RawDataElement
 from pydicom.sequence import Sequence
+from pydicom.tag import Tag
 
 from dicomtwist.datasets.codec import decode_dataset, encode_dataset
 from dicomtwist.errors import DataSetError
@@ -216,6 +218,42 @@ class Profile(unittest.TestCase):
         block.add_new(0x24, "UN", b"Smith^Jane")
         block.add_new(0x27, "LO", ["1.5", "Smith"])
         self.assertFalse([one for one in deidentified(dataset, Option.RETAIN_SAFE_PRIVATE) if one.tag.is_private])
+
+    def test_values_of_another_kind_than_their_vr_go(self) -> None:
+        full, modified = Option.RETAIN_FULL_DATES, Option.RETAIN_MODIFIED_DATES
+        for tag, vr, options in (
+            (0x00041130, "CS", ()),  # File-set ID, of a directory
+            (0x00280010, "LO", ()),  # Rows
+            (0x0008001B, "UI", ()),  # Original Specialized SOP Class UID
+            (0x00080020, "DA", (full,)),
+            (0x00080020, "DA", (modified,)),
+            (0x00080030, "TM", (full,)),
+            (0x00080030, "TM", (modified,)),
+            (0x0008002A, "DT", (full,)),
+            (0x00189074, "DT", (full,)),
+            (0x00181160, "LO", ()),  # Filter Type, to see that its text stays
+        ):
+            dataset = stored()
+            dataset[tag] = RawDataElement(Tag(tag), vr, 6, b"Smith ", 0, False, True)
+            new = deidentified(dataset, *options)
+            with self.subTest(f"{tag:08X} {vr} {options}"):
+                self.assertEqual(b"Smith" in encode_dataset(new, EXPLICIT), tag == 0x00181160)
+
+    def test_dates_and_times_that_are_kept(self) -> None:
+        dataset = stored(StudyDate="20200301", StudyTime="120000.5", AcquisitionDateTime="20200301120000+0100")
+        for option in (Option.RETAIN_FULL_DATES, Option.RETAIN_MODIFIED_DATES):
+            new = deidentified(dataset, option)
+            self.assertEqual(new.StudyTime, "120000.5")
+            self.assertTrue(new.AcquisitionDateTime.endswith("0301120000+0100") or option != Option.RETAIN_FULL_DATES)
+
+    def test_names_that_are_words_do_not_stay_in_reports(self) -> None:
+        item, concept = Dataset(), Dataset()
+        concept.CodeValue, concept.CodingSchemeDesignator, concept.CodeMeaning = "1", "99X", "x"
+        item.ValueType, item.ConceptNameCodeSequence, item.TextValue = "TEXT", Sequence([concept]), "head of Brown"
+        new = deidentified(
+            stored(PatientName="Brown^Rose", ContentSequence=Sequence([item])), Option.CLEAN_STRUCTURED_CONTENT
+        )
+        self.assertEqual(new.ContentSequence[0].TextValue, "head of")
 
     def test_unknown_elements_and_planes_go(self) -> None:
         dataset = stored()

@@ -8,8 +8,12 @@ from io import BytesIO
 from typing import Any
 
 from dicomtwist.access.rules import Requestor
-from dicomtwist.forwarding.header import read_header
-from dicomtwist.forwarding.rules import DataSetAttributes, Destination, ForwardRules
+from dicomtwist.archive.index.record import MAX_VALUE_LENGTH
+from dicomtwist.datasets.header_scanner import HeaderError, HeaderScanner
+from dicomtwist.errors import DataSetError
+from dicomtwist.forwarding.receipt.attributes import ScannedAttributes, items_of, tags_for
+from dicomtwist.forwarding.rules import Destination, ForwardRules
+from dicomtwist.part10 import read_file_meta
 
 __all__ = ["explanations", "named"]
 
@@ -21,7 +25,7 @@ def named(destination: Destination) -> str:
 
 def explanations(rules: ForwardRules, file: bytes, requestor: Requestor) -> list[dict[str, Any]]:
     """Return what each of *rules* says, see :meth:`~dicomtwist.forwarding.operators.queue.ForwardQueue.explain`. It blocks."""
-    attributes = DataSetAttributes(read_header(BytesIO(file)))
+    attributes = _attributes(file, tags_for(rules.paths))
     return [
         {
             "rule": one.rule.name,
@@ -33,3 +37,17 @@ def explanations(rules: ForwardRules, file: bytes, requestor: Requestor) -> list
         }
         for one in rules.explain(attributes, requestor)
     ]
+
+
+def _attributes(file: bytes, tags: frozenset[int]) -> ScannedAttributes:
+    """Return the attributes of an instance as its receipt sees them, so that an explanation says what would happen."""
+    meta, offset = read_file_meta(BytesIO(file))
+    syntax = meta.transfer_syntax_uid
+    scanner = HeaderScanner(syntax, tags, max_value_length=MAX_VALUE_LENGTH, sequences=True)
+    try:
+        scanner.feed(memoryview(file)[offset:])
+        if not scanner.done:
+            scanner.finish()
+    except HeaderError as error:
+        raise DataSetError(str(error)) from None
+    return ScannedAttributes(items_of(scanner.values, sorted(tags)), syntax)
