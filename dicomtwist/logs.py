@@ -21,6 +21,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from dicomtwist.association.association import Association
+from dicomtwist.errors import loggable
 from dicomtwist.runtime.networks import host_of
 
 __all__ = ["JSONLog", "LimitedByPeer", "TextLog"]
@@ -182,18 +183,47 @@ def text_lines(event: LogEvent) -> list[str]:
 
 @implementer(ILogObserver)
 class _FileLog:
-    """An observer that writes to *file*; a character that its encoding does not have is escaped."""
+    """
+    An observer that writes to *file*; a character that its encoding does not have is escaped.
+
+    While the file cannot be written, for want of room, say, events are counted; their number is logged when it can be written
+    again.
+    """
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
+        self._failure: OSError | None = None
+        self._lost = 0
         reconfigure: Callable[..., None] | None = getattr(file, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
 
     def __call__(self, event: LogEvent) -> None:
         """Write *event*."""
-        self._file.write("".join(f"{line}\n" for line in self._lines(event)))
-        self._file.flush()
+        if self._failure is not None:
+            try:
+                self._file.flush()  # the event that could not be written is in its buffer
+            except OSError as error:
+                self._failure = error
+                self._lost += 1
+                return
+        events = [self._about_lost(event), event] if self._lost else [event]
+        self._failure, self._lost = None, 0
+        try:
+            self._file.write("".join(f"{line}\n" for one in events for line in self._lines(one)))
+            self._file.flush()
+        except OSError as error:
+            self._failure = error
+
+    def _about_lost(self, event: LogEvent) -> LogEvent:
+        return {
+            "log_level": LogLevel.error,
+            "log_namespace": __name__,
+            "log_time": event.get("log_time", 0.0),
+            "log_format": "the log could not be written: {why}; events that are missing before this line: {count}",
+            "why": loggable(self._failure),
+            "count": self._lost,
+        }
 
     def _lines(self, event: LogEvent) -> Iterator[str]:
         raise NotImplementedError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -17,6 +18,23 @@ from dicomtwist import AE, logs
 from dicomtwist.logs import JSONLog, LimitedByPeer, TextLog, one_line, wrapped
 from dicomtwist.sop_class import Verification
 from dicomtwist.testing import MemoryNetwork
+
+
+class Disk(io.RawIOBase):
+    """A file on a disk that may be full."""
+
+    def __init__(self) -> None:
+        self.content = b""
+        self.is_full = False
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        if self.is_full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.content += bytes(data)
+        return len(data)
 
 
 class LogTestCase(SynchronousTestCase):
@@ -206,6 +224,26 @@ class Text(LogTestCase):
         with io.TextIOWrapper(raw, encoding="ascii") as file:
             self.log(TextLog(file), text="Müller")
             self.assertIn(b"M\\xfcller", raw.getvalue())
+
+    def test_a_full_disk(self) -> None:
+        """Nothing is raised, and when there is room again the log says how many events it lacks."""
+        for kind, lacks in ((TextLog, "events that are missing before this line: 998"), (JSONLog, '"count": 998')):
+            disk = Disk()
+            observer = kind(io.TextIOWrapper(io.BufferedWriter(disk)))
+            self.log(observer, text="first")
+            for count in (1, 999):
+                disk.is_full = True
+                for number in range(count):
+                    self.log(observer, text=f"number {number} of {count}")
+                disk.is_full = False
+                self.log(observer, text=f"after {count}")
+            lines = disk.content.decode().splitlines()
+            wanted = ["first", "number 0 of 1", "after 1", "number 0 of 999", lacks, "after 999"]
+            self.assertEqual(len(lines), len(wanted))
+            for line, words in zip(lines, wanted, strict=True):
+                self.assertIn(words, line)
+            self.assertIn("No space left on device", lines[4])
+            self.assertNotIn("missing", lines[5])
 
     def test_wrapping(self) -> None:
         self.assertEqual(list(wrapped("a b", 40)), ["a b"])

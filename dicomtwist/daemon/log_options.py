@@ -9,6 +9,7 @@ import re
 import stat
 import sys
 from collections.abc import MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, TextIO, cast
 
@@ -98,7 +99,9 @@ class LogFile:
             return
         try:
             if not os.path.sameopenfile(number, new):
-                self._file.flush()
+                # What a full disk does not take goes to the new file.
+                with suppress(OSError):
+                    self._file.flush()
                 # All that write to the file hold its descriptor, which leads to the new file from here on.
                 os.dup2(new, number, inheritable=False)
                 self.log.info("opened the log file {path} again", path=name)
@@ -151,7 +154,9 @@ class _ServerLog(LimitedByPeer):
         """Change them, from the next event on."""
         self.most = choice.most
         self._level = choice.level
-        self._formatter = FORMATS[choice.format](self._log_file)
+        made = FORMATS[choice.format]
+        if type(self._formatter) is not made:
+            self._formatter = made(self._log_file)
 
     def __call__(self, event: LogEvent) -> None:
         level = event.get("log_level")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import pty
@@ -11,6 +12,7 @@ import sys
 from io import StringIO
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from pydicom import Dataset
 from twisted.internet.defer import Deferred, gatherResults
@@ -349,6 +351,19 @@ class Reopening(SynchronousTestCase):
         self.file.flush()
         self.assertEqual((Path(f"{self.path}.1").read_text(), self.path.read_text()), ("one", "two"))
         self.assertFalse(os.get_inheritable(self.file.fileno()))
+
+    def test_a_full_disk(self) -> None:
+        """The new file may be where there is room; it gets what the old one did not take."""
+
+        def flush() -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        self.file.write("one")
+        self.path.rename(f"{self.path}.1")
+        with mock.patch.object(self.file, "flush", flush):
+            LogFile(self.file).reopen()
+        self.file.flush()
+        self.assertEqual((Path(f"{self.path}.1").read_text(), self.path.read_text()), ("", "one"))
 
     def test_as_it_was(self) -> None:
         """A reload without a rotation changes nothing."""
