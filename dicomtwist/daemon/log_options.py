@@ -99,7 +99,7 @@ class LogFile:
             return
         try:
             if not os.path.sameopenfile(number, new):
-                # What a full disk does not take goes to the new file.
+                # The new file gets the rest of what a full disk has not taken.
                 with suppress(OSError):
                     self._file.flush()
                 # All that write to the file hold its descriptor, which leads to the new file from here on.
