@@ -44,7 +44,7 @@ class Spool:
     A spool. Its methods block; :meth:`append` and the others may be called in different threads, each by one at a time.
 
     :param folder: its folder, which is made if it is missing.
-    :param maximum: the most bytes of all segments together.
+    :param maximum: the most bytes that are not delivered. The disk may have a segment more.
     """
 
     def __init__(self, folder: Path, maximum: int = MAX_SPOOL) -> None:
@@ -65,7 +65,8 @@ class Spool:
         """
         if self._file < 0:
             self._begin()
-        if self.size() + len(lines) > self._maximum:
+        # Not all bytes: a segment whose messages are delivered stays until another one begins.
+        if self.waiting(self._delivered()) + len(lines) > self._maximum:
             raise OSError(errno.EDQUOT, f"the spool has {self._maximum} bytes that are not delivered")
         if self._size >= SEGMENT:
             self.close()

@@ -141,6 +141,19 @@ class Spools(SpoolTestCase):
         spool.delivered(position)
         spool.append(b"x" * 50 + b"\n")
 
+    def test_one_segment(self) -> None:
+        """A spool that one segment has filled takes messages again when that is delivered."""
+        for segment in (20, 1000):
+            self.patch(module, "SEGMENT", segment)
+            spool = self.spool(maximum=100)
+            spool.append(b"x" * 90 + b"\n")
+            self.assertEqual(self.assertRaises(OSError, spool.append, b"x" * 50 + b"\n").errno, errno.EDQUOT)
+            _, position = self.all(spool)
+            spool.delivered(position)
+            spool.append(b"x" * 50 + b"\n")
+            self.assertEqual(self.all(spool, position)[0], [b"x" * 50])
+            spool.delivered(self.all(spool, position)[1])
+
     def test_not_for_everybody(self) -> None:
         self.spool().append(b"one\n")
         self.assertEqual(self.folder.stat().st_mode & 0o007, 0)
