@@ -15,7 +15,7 @@ from dicomtwist.datasets.outgoing_instance import OutgoingInstance
 from dicomtwist.dimse.messages import LOW, Response
 from dicomtwist.exchange.store_request import prepare, prepare_at_once, send
 from dicomtwist.forwarding.delivery.confirmation import Commitments, find_contexts, find_instances
-from dicomtwist.forwarding.delivery.instances import open_for_association
+from dicomtwist.forwarding.delivery.instances import open_each, open_for_association
 from dicomtwist.forwarding.delivery.interfaces import Delivery, Feed, InstanceSource
 from dicomtwist.forwarding.delivery.results import Result, of_error, of_status
 from dicomtwist.pool.pool import AssociationPool
@@ -103,21 +103,9 @@ class AssociationSender:
 
     def open(self, deliveries: Sequence[Delivery]) -> list[Result | None]:
         """Open instances, see :class:`~dicomtwist.forwarding.delivery.interfaces.Sender`."""
-        results: list[Result | None] = []
-        held = 0
-        for delivery in deliveries:
-            task = delivery.task
-            try:
-                path = self._source.locate(task.study, task.series, task.instance)
-                open_for_association(delivery, path, self._executor)
-            except Exception as error:
-                results.append(of_error(error))
-                continue
-            results.append(None)
-            held += delivery.held
-            if held >= ENOUGH:
-                break
-        return results
+        return open_each(
+            deliveries, self._source, lambda one, path: open_for_association(one, path, self._executor), ENOUGH
+        )
 
     # --- sending
 

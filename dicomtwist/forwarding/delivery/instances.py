@@ -5,7 +5,7 @@ Instances that are opened for sending, with the header that their rule gives the
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from tempfile import TemporaryFile
@@ -21,15 +21,45 @@ from dicomtwist.datasets.stream import CHUNK
 from dicomtwist.dicomweb.client.storing import Outgoing, StoredInstance, prepare
 from dicomtwist.errors import DataSetError
 from dicomtwist.forwarding.coercion import Coercion
-from dicomtwist.forwarding.delivery.interfaces import Delivery, SentUIDs
+from dicomtwist.forwarding.delivery.interfaces import Delivery, InstanceSource, SentUIDs
+from dicomtwist.forwarding.delivery.results import Result, of_error
 from dicomtwist.forwarding.header import Splice, rewritten_meta
 from dicomtwist.part10 import NO_TRANSFER_SYNTAX, FileMeta, NotDicomFile, encode_preamble_and_meta, read_file_meta
 from dicomtwist.runtime.executors import Executor
 from dicomtwist.runtime.regular_files import open_regular
 
-__all__ = ["open_for_association", "open_for_request"]
+__all__ = ["open_each", "open_for_association", "open_for_request"]
 
 _Path = str | os.PathLike[str]
+
+
+def open_each(
+    deliveries: Sequence[Delivery],
+    source: InstanceSource,
+    open_one: Callable[[Delivery, _Path], object],
+    enough: int,
+) -> list[Result | None]:
+    """
+    Open instances one after the other, until enough bytes of them are in memory.
+
+    :param open_one: opens an instance, whose file is at the path.
+    :param enough: the bytes from which on no more are opened.
+    :returns: for each a failure, or ``None``; fewer if enough bytes are in memory.
+    """
+    results: list[Result | None] = []
+    held = 0
+    for delivery in deliveries:
+        task = delivery.task
+        try:
+            open_one(delivery, source.locate(task.study, task.series, task.instance))
+        except Exception as error:
+            results.append(of_error(error))
+            continue
+        results.append(None)
+        held += delivery.held
+        if held >= enough:
+            break
+    return results
 
 
 class _NotingEdit:

@@ -14,7 +14,7 @@ from dicomtwist.dicomweb.client.batches import MAX_BATCH, MAX_BATCH_BYTES
 from dicomtwist.dicomweb.client.storing import StoredInstance, StoreOutcome
 from dicomtwist.dicomweb.client.web_client import DICOMwebClient
 from dicomtwist.forwarding.delivery.confirmation import missing
-from dicomtwist.forwarding.delivery.instances import open_for_request
+from dicomtwist.forwarding.delivery.instances import open_each, open_for_request
 from dicomtwist.forwarding.delivery.interfaces import Delivery, Feed, InstanceSource, when_fired
 from dicomtwist.forwarding.delivery.results import DONE, Action, Result, of_error, of_reason
 
@@ -40,20 +40,7 @@ class WebSender:
 
     def open(self, deliveries: Sequence[Delivery]) -> list[Result | None]:
         """Open instances, see :class:`~dicomtwist.forwarding.delivery.interfaces.Sender`."""
-        results: list[Result | None] = []
-        held = 0
-        for delivery in deliveries:
-            task = delivery.task
-            try:
-                open_for_request(delivery, self._source.locate(task.study, task.series, task.instance))
-            except Exception as error:
-                results.append(of_error(error))
-                continue
-            results.append(None)
-            held += delivery.held
-            if held >= ENOUGH:
-                break
-        return results
+        return open_each(deliveries, self._source, open_for_request, ENOUGH)
 
     async def send(self, feed: Feed) -> None:
         """Send what *feed* has, see :class:`~dicomtwist.forwarding.delivery.interfaces.Sender`."""
