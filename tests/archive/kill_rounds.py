@@ -116,11 +116,12 @@ class Rounds:
         self.http_port = peers.free_port()
         command = ["-m", "twisted", "--log-format", "text", "dicom", "--storage", str(self.storage), "--min-free", "0"]
         command += ["--http", f"tcp:{self.http_port}:interface=127.0.0.1"]
-        return subprocess.Popen(
-            [sys.executable, *command, "--port", f"tcp:{self.port}:interface=127.0.0.1"],
-            stdout=self.log,
-            stderr=self.log,
-        )
+        command += ["--port", f"tcp:{self.port}:interface=127.0.0.1", *self.options()]
+        return subprocess.Popen([sys.executable, *command], stdout=self.log, stderr=self.log)
+
+    def options(self) -> list[str]:
+        """Return further options of the server that starts."""
+        return []
 
     def die_early(self) -> None:
         """Kill servers that start: while they import, make files of the inbox, or settle."""
@@ -160,9 +161,13 @@ class Rounds:
         try:
             self.check()
         finally:
-            server.terminate()
-            server.wait(timeout=60)
-            self.log.close()
+            self.stop(server)
+
+    def stop(self, server: subprocess.Popen[bytes]) -> None:
+        """End the server as a supervisor does."""
+        server.terminate()
+        server.wait(timeout=60)
+        self.log.close()
 
     def choose_studies(self) -> list[int]:
         """Return the numbers of studies to delete; nothing of them is sent in this round."""
