@@ -80,6 +80,9 @@ class Rounds:
     :param rng: makes the random choices.
     """
 
+    #: The statuses with which a deletion may be refused.
+    busy: tuple[int, ...] = ()
+
     def __init__(self, folder: Path, rng: random.Random) -> None:
         self.folder = folder
         self.rng = rng
@@ -117,7 +120,7 @@ class Rounds:
         command = ["-m", "twisted", "--log-format", "text", "dicom", "--storage", str(self.storage), "--min-free", "0"]
         command += ["--http", f"tcp:{self.http_port}:interface=127.0.0.1"]
         command += ["--port", f"tcp:{self.port}:interface=127.0.0.1", *self.options()]
-        return subprocess.Popen([sys.executable, *command], stdout=self.log, stderr=self.log)
+        return subprocess.Popen([sys.executable, *command], stdout=self.log, stderr=self.log, start_new_session=True)
 
     def options(self) -> list[str]:
         """Return further options of the server that starts."""
@@ -129,8 +132,7 @@ class Rounds:
             server = self.begin()
             # Listening or not: the time of a start is spread over the random choices.
             time.sleep(self.rng.uniform(0.3, 1.2) * max(self.started, 0.5))
-            server.send_signal(signal.SIGKILL)
-            server.wait()
+            self.kill(server)
             self.log.close()
 
     def round(self, clients: int, count: int) -> None:
@@ -147,8 +149,7 @@ class Rounds:
             deleting.start()
             time.sleep(life)
         finally:
-            server.send_signal(signal.SIGKILL)
-            server.wait()
+            self.kill(server)
             if deleting.ident is not None:
                 deleting.join()
         outputs = [process.communicate(timeout=60)[0].decode("utf-8", "replace") for process, _ in sending]
@@ -162,6 +163,11 @@ class Rounds:
             self.check()
         finally:
             self.stop(server)
+
+    def kill(self, server: subprocess.Popen[bytes]) -> None:
+        """Kill the server."""
+        server.send_signal(signal.SIGKILL)
+        server.wait()
 
     def stop(self, server: subprocess.Popen[bytes]) -> None:
         """End the server as a supervisor does."""
@@ -188,7 +194,7 @@ class Rounds:
             finally:
                 connection.close()
             self.deletions[number] = status == 204
-            self.refused += [status] * (status != 204)
+            self.refused += [status] * (status not in (204, *self.busy))
 
     def check_deletions(self, found: set[str]) -> None:
         """

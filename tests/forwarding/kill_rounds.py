@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import shutil
 import signal
@@ -70,6 +71,9 @@ class ForwardRounds(Rounds):
 
     :param web: whether the third destination is there.
     """
+
+    #: A server with workers deletes when all of them are ready.
+    busy = (503,)
 
     def __init__(self, folder: Path, rng: random.Random, *, web: bool = False, varied: bool = True) -> None:
         super().__init__(folder, rng)
@@ -141,6 +145,17 @@ class ForwardRounds(Rounds):
             shutil.rmtree(self.storage / ".index", ignore_errors=True)
         self.starts += 1
         return ["--config", str(path), *chosen]
+
+    def kill(self, server: subprocess.Popen[bytes]) -> None:
+        """Kill all processes of the server, or the first one alone; its workers end then."""
+        if self.rng.random() < 0.5:
+            os.killpg(server.pid, signal.SIGKILL)
+        super().kill(server)
+        deadline = time.monotonic() + 30
+        while _exists(server.pid):
+            if time.monotonic() > deadline:
+                raise Lost("workers are left after their supervisor has ended")
+            time.sleep(0.05)
 
     def note(self, sent: dict[str, tuple[str, bytes]], output: str) -> None:
         """Note what was acknowledged, and what was sent after that."""
@@ -239,6 +254,15 @@ class ForwardRounds(Rounds):
         headers = {"Content-Type": "application/json"}
         with urlopen(Request(url, json.dumps(body).encode(), headers), timeout=60) as answer:
             answer.read()
+
+
+def _exists(group: int) -> bool:
+    """Return whether a group of processes is there."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _uid_of(path: Path) -> str:

@@ -23,6 +23,8 @@ __all__ = ["Lane", "LaneHost"]
 ENOUGH_ROOM: Final = MAX_IN_HAND // 2
 #: The longest time without a look at hours and breakers, in seconds: the clock may be set.
 LONGEST_WAIT: Final = 60.0
+#: The delay before a task is claimed again whose instance is being sent in an earlier copy, in seconds.
+OVERTAKE_AGAIN: Final = 1.0
 #: The delay after a claim that failed, in seconds.
 CLAIM_AGAIN: Final = 2.0
 
@@ -78,6 +80,8 @@ class Lane:
         self._claiming: Deferred[None] | None = None
         self._timer: Any = None
         self._not_before = 0.0
+        #: The numbers of the tasks that were given to a peer and have not ended.
+        self._under_way: set[int] = set()
 
     def stop(self) -> None:
         """Claim nothing more."""
@@ -175,8 +179,22 @@ class Lane:
             left = self.destination[self.destination.index(peer.name) + 1 :]
             # The forwarder may have connected to its peers again meanwhile; a former one gives them back.
             peer = self._host.peer(peer.name) or peer
-            peer.put([Delivery(task, known[task.rule], self._done, left) for task in tasks])
+            fresh = [task for task in tasks if not self._is_under_way(task)]
+            self._under_way.update(task.id for task in fresh)
+            peer.put([Delivery(task, known[task.rule], self._done, left) for task in fresh])
         self.advance()
+
+    def _is_under_way(self, task: Task) -> bool:
+        """
+        Return whether an earlier copy of the instance is being sent; then let the task wait until that has ended.
+
+        The two would overtake each other, and the peer would be left with the earlier one.
+        """
+        if task.id not in self._under_way:
+            return False
+        at = self._host.now() + OVERTAKE_AGAIN
+        self._host.finished(task.ends(TaskState.WAITING, task.said, tries=task.tries, next_try=at))
+        return True
 
     def _wake_in(self, seconds: float) -> None:
         at = self._host.reactor.seconds() + min(max(seconds, 0.001), LONGEST_WAIT)
@@ -193,10 +211,14 @@ class Lane:
 
     # --- results
 
+    def _ended(self, outcome: Outcome) -> None:
+        self._under_way.discard(outcome.task_id)
+        self._host.finished(outcome)
+
     def _done(self, delivery: Delivery, result: Result) -> None:
         task = delivery.task
         if result.action is Action.DONE:
-            self._host.finished(task.ends(TaskState.DONE, result.said))
+            self._ended(task.ends(TaskState.DONE, result.said))
             return
         delivery.was_sent = delivery.was_sent or result.is_sent
         result = result.at(task.tries + 1)
@@ -210,7 +232,7 @@ class Lane:
         if self._pass_on(delivery):
             return
         if not delivery.may_retry:
-            self._host.finished(task.ends(TaskState.FAILED, delivery.said))
+            self._ended(task.ends(TaskState.FAILED, delivery.said))
             return
         tries = task.tries + 1 if delivery.was_sent else task.tries
         if delivery.was_sent:
@@ -219,7 +241,7 @@ class Lane:
             # The breaker waits if the peer is down.
             next_try = 0.0 if result.is_down else self._host.now() + 1.0
         said = delivery.said or task.said
-        self._host.finished(task.ends(TaskState.WAITING, said, tries=tries, next_try=next_try))
+        self._ended(task.ends(TaskState.WAITING, said, tries=tries, next_try=next_try))
 
     def _pass_on(self, delivery: Delivery) -> bool:
         """Give an instance that a peer did not take to the next one; return whether there is one that can be used."""

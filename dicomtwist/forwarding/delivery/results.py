@@ -33,6 +33,7 @@ from dicomtwist.errors import (
     PoolError,
     loggable,
 )
+from dicomtwist.forwarding.delivery.breaker import LONGEST_ASKED
 from dicomtwist.part10 import NotDicomFile
 from dicomtwist.runtime.backoff import Backoff
 
@@ -164,14 +165,15 @@ _OF_INSTANCE: Final = frozenset((400, 409, 411, 413, 415, 422))
 
 def _of_request(error: RequestFailed) -> Result:
     said = _words(str(error))
+    after = None if error.retry_after is None else min(error.retry_after, LONGEST_ASKED)
     if isinstance(error, AccessDenied | ResourceNotFound | ServerUnavailable):
-        return Result(Action.RETRY, said, is_down=True, after=error.retry_after)
+        return Result(Action.RETRY, said, is_down=True, after=after)
     if error.status in _OF_INSTANCE:
         return Result(Action.FAIL, said)
     if error.status in (301, 302, 303, 307, 308, 405, 407, 408, 501, 505, 507):
         # Another address, no such service, or no room: it concerns all instances.
-        return Result(Action.RETRY, said, is_down=True, after=error.retry_after)
-    return Result(Action.RETRY, said, MAX_TRIES, after=error.retry_after)
+        return Result(Action.RETRY, said, is_down=True, after=after)
+    return Result(Action.RETRY, said, MAX_TRIES, after=after)
 
 
 # --- errors

@@ -87,6 +87,8 @@ class ScriptedQueue:
         self.finishes.append(len(outcomes))
         for one in outcomes:
             task = self.tasks[one.task_id]
+            if task.version != one.version:
+                continue
             assert task.state is TaskState.SENDING, task
             self.tasks[one.task_id] = replace(
                 task, state=one.state, next_try=one.next_try, said=one.said, tries=one.tries
@@ -128,6 +130,7 @@ class ScriptedSender:
     :ivar answer: the result of an instance, ``None`` for no answer: :meth:`answer_all` gives it then.
     :ivar refusal: the error of each attempt to connect.
     :ivar sent: the SOP Instance UIDs that it was sent, in order.
+    :ivar deliveries: the tasks of these.
     :ivar attempts: the number of attempts to connect.
     :ivar held: the instances that it has not answered.
     """
@@ -138,6 +141,7 @@ class ScriptedSender:
         self.unreadable: Callable[[Delivery], Result | None] = lambda delivery: None
         self.refusal: Exception | None = None
         self.sent: list[str] = []
+        self.deliveries: list[Task] = []
         self.attempts = 0
         self.held: list[Delivery] = []
         self.open_now = self.most_open = 0
@@ -185,6 +189,7 @@ class ScriptedSender:
                     continue
                 self.open_now -= 1
                 self.sent.append(delivery.task.instance)
+                self.deliveries.append(delivery.task)
                 result = self.answer(delivery)
                 if result is None:
                     self.held.append(delivery)

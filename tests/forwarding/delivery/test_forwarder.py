@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -101,6 +102,25 @@ class Sending(SynchronousTestCase):
         net.run(1)
         self.assertEqual(net.associations, {"A": 3})
         self.assertEqual(sender.most_connections, 3)
+
+    def test_replaced_while_being_sent(self) -> None:
+        """The copy that replaces one does not overtake it: the peer ends with the later one."""
+        net = network({"to": ["A"], "associations": 2})
+        (task,) = net.queue.add(1)
+        sender = net.senders["A"]
+        sender.answer, sender.window = (lambda delivery: None), 2
+        net.start()
+        net.run(1)
+        self.assertEqual(len(sender.sent), 1)
+        net.queue.tasks[task.id] = replace(task, version=1)
+        net.forwarder.notify()
+        net.run(5)
+        self.assertEqual(len(sender.sent), 1)
+        sender.answer = lambda delivery: DONE
+        sender.answer_held()
+        net.run(3)
+        self.assertEqual([delivery.version for delivery in sender.deliveries], [0, 1])
+        self.assertEqual(net.queue.states(), {"done": 1})
 
     def test_two_destinations(self) -> None:
         net = network({"to": ["A", "B"]}, peers="A B")

@@ -20,6 +20,7 @@ from dicomtwist.errors import (
     NoPresentationContext,
     RetriesExhausted,
 )
+from dicomtwist.forwarding.delivery.breaker import LONGEST_ASKED
 from dicomtwist.forwarding.delivery.results import (
     FIRST_DELAY,
     LONGEST_DELAY,
@@ -140,6 +141,7 @@ class Responses(unittest.TestCase):
 
     def test_retry_after(self) -> None:
         self.assertEqual(of_error(request_failed(503, retry_after="120")).after, 120)
+        self.assertEqual(of_error(request_failed(503, retry_after="9" * 400)).after, LONGEST_ASKED)
 
 
 class Errors(unittest.TestCase):
