@@ -133,6 +133,8 @@ class Forwarder(Service):
         self._unread: dict[int, float] = {}
         self._looking: Deferred[None] | None = None
         self._look_again = False
+        #: Why the queue could not be asked; empty if it could.
+        self._unreadable = ""
         self._looked_at = -LOOK_EVERY
         self._look_timer: Any = None
         self._renewing: Any = None
@@ -341,9 +343,15 @@ class Forwarder(Service):
                 by_destination.setdefault(one.destination, {})[one.rule] = one.at
             await self._read_rules({one.rule for one in found})
         except Exception as error:
-            self.log.error("the tasks of forwarding cannot be read: {why}", why=str(error))
+            if str(error) != self._unreadable:
+                self._unreadable = str(error)
+                self.log.error("the tasks of forwarding cannot be read: {why}", why=str(error))
             wait = LOOK_AGAIN
             by_destination = {}
+        else:
+            if self._unreadable:
+                self._unreadable = ""
+                self.log.info("the tasks of forwarding can be read again")
         self._looking = None
         if not self.running:
             return

@@ -126,7 +126,16 @@ class Receipt:
 
         :raises TasksFailed: the store refused; no task was made.
         """
-        made = self.store.make([self._arrival(one) for one in noted])
+        strange: list[Noted] = []
+        made = self.store.make([self._arrival(one, strange) for one in noted])
+        if strange:
+            # The instances are stored, and everything else about them is in order.
+            self.log.error(
+                "{count} instances were received for another database of tasks, and are not forwarded: {instance}{more}",
+                count=len(strange),
+                instance="/".join(strange[0].uids),
+                more=" and others" if len(strange) > 1 else "",
+            )
         if made.unknown:
             self.log.error(
                 "rules of forwarding {numbers} are not in the database of tasks any more: instances that they matched are "
@@ -136,16 +145,12 @@ class Receipt:
         if made.tasks > 0:
             self.notify()
 
-    def _arrival(self, one: Noted) -> Arrival:
+    def _arrival(self, one: Noted, strange: list[Noted]) -> Arrival:
         rules: tuple[int, ...] = ()
         if one.note:
             found = _NOTE.fullmatch(one.note)
             if found is None or found[1].decode() != self.store.identity:
-                # The instance is stored, and everything else about it is in order.
-                self.log.error(
-                    "the instance {instance} was received for another database of tasks, and is not forwarded",
-                    instance="/".join(one.uids),
-                )
+                strange.append(one)
             elif found[2]:
                 rules = tuple(map(int, found[2].split(b",")))
         return Arrival(*one.uids, rules, one.received, one.size)

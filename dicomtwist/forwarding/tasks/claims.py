@@ -19,10 +19,14 @@ from dicomtwist.forwarding.rules import Destination
 from dicomtwist.forwarding.tasks.database import TaskDatabase
 from dicomtwist.forwarding.tasks.schema import (
     DELAYED,
+    DONE,
     QUIET,
     READY,
+    REMOVABLE,
+    REMOVED,
     SENDING,
     STATES,
+    among,
     quiet,
     route,
     rule,
@@ -37,7 +41,9 @@ __all__ = ["Claims", "to_destination", "to_json", "to_task"]
 _MAX_DUE: Final = 1000
 #: The most studies of one route whose tasks become ready in one claim.
 _MAX_QUIET: Final = 20
-#: The number of the tasks of one route that one statement fetches.
+#: The longest time from now that a task may wait or be leased for, in seconds. A time that is later was noted while the clock
+#: was wrong: a machine may start years ahead until it asks a time server.
+MAX_AHEAD: Final = 86400.0
 _LEASE_ENDED: Final = "the process that was sending it has ended, or was too slow"
 
 
@@ -139,6 +145,18 @@ _FORGET_QUIET: Final = quiet.delete().where(
 )
 _OWNED: Final = (task.c.owner == bindparam("owner_")) & (task.c.owner != "")
 _RENEW: Final = update(task).where(_OWNED & (task.c.state == SENDING)).values(at=bindparam("until_"))
+_ANY_ROUTE: Final = task.c.route.in_(select(route.c.id))
+_AHEAD: Final = (
+    update(task)
+    .where(_ANY_ROUTE & (task.c.state == DELAYED) & (task.c.at > bindparam("latest_")))
+    .values(state=READY, at=0.0),
+    update(task)
+    .where(_ANY_ROUTE & among(task.c.state, (SENDING, DONE, REMOVABLE, REMOVED)) & (task.c.at > bindparam("latest_")))
+    .values(at=bindparam("until_")),
+    update(quiet)
+    .where(quiet.c.until > bindparam("latest_") + quiet.c.wait)
+    .values(until=bindparam("now_") + quiet.c.wait),
+)
 _RELEASE: Final = update(task).where(_OWNED & (task.c.state == SENDING)).values(state=READY, at=0.0, owner="")
 _RELEASE_ALL: Final = (
     update(task).where((task.c.owner != "") & (task.c.state == SENDING)).values(state=READY, at=0.0, owner="")
@@ -239,10 +257,13 @@ class Claims:
                 if one.at is not None
             ]
 
-    def renew(self, owner: str, until: float) -> int:
-        """Let the leases of *owner* end later; return the number of its tasks."""
+    def renew(self, owner: str, now: float, lease: float) -> int:
+        """Begin the leases of *owner* again, and correct times that are too far ahead; return the number of its tasks."""
         with self._database.writing(quick=True) as connection:
-            return connection.execute(_RENEW, {"owner_": owner, "until_": until}).rowcount
+            count = connection.execute(_RENEW, {"owner_": owner, "until_": now + lease}).rowcount
+            for statement in _AHEAD:
+                connection.execute(statement, {"latest_": now + MAX_AHEAD, "now_": now, "until_": now + lease})
+            return count
 
     def release(self, owner: str | None) -> int:
         """Give back the tasks of *owner*, or all that are claimed; return their number."""

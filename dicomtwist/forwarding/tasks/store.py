@@ -341,13 +341,14 @@ class TaskStore:
 
     def renew(self, owner: str, now: float, lease: float) -> int:
         """
-        Begin the leases of *owner* again.
+        Begin the leases of *owner* again. Tasks that wait for a time more than a day ahead, because the clock was wrong when it
+        was noted, are due.
 
         :returns: the number of its tasks.
         :raises TasksFailed: the database refused.
         """
         _ = self._db
-        return self._claims.renew(owner, now + lease)
+        return self._claims.renew(owner, now, lease)
 
     def release(self, owner: str | None) -> int:
         """

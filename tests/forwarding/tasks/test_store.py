@@ -259,6 +259,23 @@ class Claiming(Case):
         other.finish([theirs.ends(TaskState.DONE)])
         self.assertEqual(self.states(), [TaskState.DONE])
 
+    def test_clock_that_was_ahead(self) -> None:
+        """Times that were noted by a clock that was years ahead let no task wait for years."""
+        years = NOW + 5 * 365 * 86400.0
+        rule, quiet = self.store.register([definition(), definition("quiet", B, study_quiet=60.0)])
+        self.store.make([arrival(number, rule) for number in range(3)], years)
+        self.store.make([arrival(9, quiet, study=2)], years)
+        delayed, leased, soon = self.claim(now=years)
+        self.finish([delayed], TaskState.WAITING, next_try=years + 30)
+        self.finish([soon], TaskState.WAITING, next_try=NOW + 3600)
+        self.assertEqual(self.claim(), [])
+        self.assertEqual(self.store.renew("other", NOW, 60.0), 0)
+        self.assertEqual([one.id for one in self.claim()], [delayed.id])
+        self.assertEqual([one.id for one in self.claim(now=NOW + 61)], [delayed.id, leased.id])
+        self.assertEqual(self.claim(now=NOW + 59, to=B), [])
+        self.assertEqual(len(self.claim(now=NOW + 61, to=B)), 1)
+        self.assertEqual([one.id for one in self.claim(now=NOW + 3601)][-1], soon.id)
+
     def test_release(self) -> None:
         (rule,) = self.store.register([definition()])
         self.store.make([arrival(number, rule) for number in range(4)], NOW)
