@@ -53,7 +53,7 @@ from = "loopback"
 allow = "all"
 """
 #: The options of a start, of which one set is chosen at random.
-_STARTS = (
+_STARTS: tuple[list[str], ...] = (
     [],
     [],
     [],
