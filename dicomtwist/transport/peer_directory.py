@@ -11,7 +11,8 @@ from typing import Any, Final
 
 from twisted.internet.interfaces import IStreamClientEndpoint
 
-from dicomtwist.transport.peer_address import check_url, is_url, parse_peer
+from dicomtwist.transport.peer_address import is_url, parse_peer
+from dicomtwist.transport.web_peer import WebPeer, read_web_peer
 from dicomtwist.ul.ae_title import check_ae_title
 
 __all__ = ["MAX_PEERS", "Destination", "Peers"]
@@ -31,9 +32,9 @@ class Peers:
 
     :param reactor: for the endpoints.
     :param descriptions: each ``TITLE=ADDRESS``, where ADDRESS is ``host:port``, ``[::1]:port`` or an endpoint string such
-        as ``tls:host:port`` or ``dicomtls:...``, or the base URL of DICOMweb such as ``https://pacs.example/dicom-web``; or
-        ``@FILE``, whose lines are such descriptions. Empty lines and lines that begin with ``#`` are ignored. Later
-        descriptions override earlier ones.
+        as ``tls:host:port`` or ``dicomtls:...``, or the base URL of DICOMweb such as ``https://pacs.example/dicom-web``,
+        perhaps with settings behind it (:func:`~dicomtwist.transport.web_peer.check_web_peer`); or ``@FILE``, whose lines are
+        such descriptions. Empty lines and lines that begin with ``#`` are ignored. Later descriptions override earlier ones.
     :raises ValueError: a description is wrong; the text says which and why. Files are read, including those that an
         endpoint string names, which blocks.
     """
@@ -42,7 +43,7 @@ class Peers:
         self._reactor = reactor
         self._descriptions = list(descriptions)
         self._destinations: dict[str, Destination] = {}
-        self._urls: dict[str, str] = {}
+        self._web: dict[str, WebPeer] = {}
         self.reload()
 
     def reload(self, descriptions: Iterable[str] | None = None) -> None:
@@ -53,7 +54,7 @@ class Peers:
         :raises ValueError: a description is wrong; then nothing has changed.
         """
         found: dict[str, Destination] = {}
-        urls: dict[str, str] = {}
+        web: dict[str, WebPeer] = {}
         given = self._descriptions if descriptions is None else list(descriptions)
         for description in given:
             for source, line in _lines(description):
@@ -62,30 +63,30 @@ class Peers:
                 except ValueError as error:
                     raise ValueError(f"{source}{error}") from None
                 found.pop(title, None)
-                urls.pop(title, None)
-                if isinstance(destination, str):
-                    urls[title] = destination
+                web.pop(title, None)
+                if isinstance(destination, WebPeer):
+                    web[title] = destination
                 else:
                     found[title] = destination
-                if len(found) + len(urls) > MAX_PEERS:
+                if len(found) + len(web) > MAX_PEERS:
                     raise ValueError(f"there are more than {MAX_PEERS} peers")
-        self._descriptions, self._destinations, self._urls = given, found, urls
+        self._descriptions, self._destinations, self._web = given, found, web
 
     def change(self, others: Peers) -> None:
         """Have the peers of *others* in place of the former ones."""
-        self._descriptions, self._destinations, self._urls = others._descriptions, others._destinations, others._urls
+        self._descriptions, self._destinations, self._web = others._descriptions, others._destinations, others._web
 
     def destination(self, title: str) -> Destination | None:
         """Return the address of the AE *title*, ``None`` if it is not known."""
         return self._destinations.get(title.strip(" "))
 
-    def url(self, name: str) -> str | None:
-        """Return the base URL of a peer that speaks DICOMweb, ``None`` if there is no such peer."""
-        return self._urls.get(name)
+    def web(self, name: str) -> WebPeer | None:
+        """Return a peer that speaks DICOMweb, ``None`` if there is no such peer."""
+        return self._web.get(name)
 
     def names(self) -> list[str]:
         """Return the names of all peers, those that speak DICOMweb among them."""
-        return [*self._destinations, *self._urls]
+        return [*self._destinations, *self._web]
 
     def __contains__(self, title: object) -> bool:
         return isinstance(title, str) and self.destination(title) is not None
@@ -96,13 +97,13 @@ class Peers:
     def __len__(self) -> int:
         return len(self._destinations)
 
-    def _parse(self, description: str) -> tuple[str, Destination | str]:
+    def _parse(self, description: str) -> tuple[str, Destination | WebPeer]:
         name, equals, address = description.partition("=")
         if not equals:
             raise ValueError(f"{description!r} is not a peer: write TITLE=host:port or TITLE=tls:host:port")
         title = check_ae_title(name)
         if is_url(address):
-            return title, check_url(address)
+            return title, read_web_peer(address)
         peer = parse_peer(address)
         return title, peer.endpoint(self._reactor) or (peer.host, peer.port)
 

@@ -141,9 +141,16 @@ class ForwardingService:
 
     def _connect(self, name: str, associations: int) -> Sender:
         peers, forwarder = self._options.peers, self.forwarder
-        url = peers.url(name)
-        if url is not None:
-            client = DICOMwebClient(BaseURL.parse(url), retries=0, reactor=self._reactor)
+        web = peers.web(name)
+        if web is not None:
+            client = DICOMwebClient(
+                BaseURL.parse(web.url),
+                token=web.token or None,
+                user=web.user,
+                tls=web.tls,
+                retries=0,
+                reactor=self._reactor,
+            )
             return ObservedSender(name, WebSender(client, self._source), lambda: self.trail, is_web=True)
         address = peers.destination(name)
         if address is None or forwarder is None:

@@ -159,19 +159,31 @@ class TwistDicom(ForwardingTestCase):
 
     async def test_web_and_commitment(self) -> None:
         """One destination takes STOW-RS and is searched, another one commits itself to the instances."""
-        web, storage = peers.free_port(), self.folder / "web"
+        web, storage, found = peers.free_port(), self.folder / "web", peers.certificates()
+        users, policy = self.folder / "users", self.folder / "web.toml"
+        command: tuple[object, ...] = ("-m", "dicomtwist.tools", "passwd", "--users", users, "--token", "router")
+        made = await peers.run(sys.executable, *command)
+        token = self.folder / "token"
+        token.write_text(next(line for line in made.stdout.decode().splitlines() if len(line) > 30).strip() + "\n")
+        policy.write_text(
+            f'[access]\nusers = "{users}"\n[[access.rule]]\nuser = "router"\nallow = ["store", "replace", "find"]\n'
+            '[[access.rule]]\ncalling = "DICOMTWIST"\nallow = ["store", "replace", "commit"]\n'
+        )
         command = ("-m", "twisted", "--log-format", "text", "dicom", "--ae-title", "WEB", "--storage", storage)
         other, at = self.ports["other"], "interface=127.0.0.1"
         options = (
             "--port",
             f"tcp:{other}:{at}",
             "--http",
-            f"tcp:{web}:{at}",
+            f"dicomtls:{web}:{at}:privateKey={found.server_key}:certKey={found.server_cert}:clientCertificate=none",
+            "--config",
+            policy,
             "--peer",
             f"DICOMTWIST=127.0.0.1:{self.ports['port']}",
         )
         await peers.start(self, sys.executable, *command, *options, ready=web)
-        text = self.text.replace('"127.0.0.1:{storescp}"'.format(**self.ports), f'"http://127.0.0.1:{web}/dicom-web"')
+        url = f"https://localhost:{web}/dicom-web tokenFile={token} trustRoots={found.ca}"
+        text = self.text.replace('"127.0.0.1:{storescp}"'.format(**self.ports), f'"{url}"')
         text = text.replace('to = "STORESCP"', 'to = "STORESCP"\nconfirm = "query"')
         self.text = text.replace("deidentify = true", 'confirm = "commit"\nset.InstitutionName = "X"')
         trail = self.folder / "trail"
