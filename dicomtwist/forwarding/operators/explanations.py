@@ -11,6 +11,7 @@ from dicomtwist.access.rules import Requestor
 from dicomtwist.archive.index.record import MAX_VALUE_LENGTH
 from dicomtwist.datasets.header_scanner import HeaderError, HeaderScanner
 from dicomtwist.errors import DataSetError
+from dicomtwist.forwarding.header import PIXEL_GROUP
 from dicomtwist.forwarding.receipt.attributes import ScannedAttributes, items_of, tags_for
 from dicomtwist.forwarding.rules import Destination, ForwardRules
 from dicomtwist.part10 import read_file_meta
@@ -43,7 +44,10 @@ def _attributes(file: bytes, tags: frozenset[int]) -> ScannedAttributes:
     """Return the attributes of an instance as its receipt sees them, so that an explanation says what would happen."""
     meta, offset = read_file_meta(BytesIO(file))
     syntax = meta.transfer_syntax_uid
-    scanner = HeaderScanner(syntax, tags, max_value_length=MAX_VALUE_LENGTH, sequences=True)
+    # To the end of the header, so that a file that is cut in it is an error.
+    scanner = HeaderScanner(
+        syntax, tags, max_value_length=MAX_VALUE_LENGTH, sequences=True, stop_after=(PIXEL_GROUP << 16) - 1
+    )
     try:
         scanner.feed(memoryview(file)[offset:])
         if not scanner.done:

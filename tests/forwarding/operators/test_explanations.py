@@ -71,6 +71,9 @@ class Explanations(unittest.TestCase):
     def test_a_damaged_header_is_an_error(self) -> None:
         with self.assertRaises(DataSetError):
             self.explained(cut=3, PatientComments="x")
+        # Also behind all that the rules ask for.
+        with self.assertRaises(DataSetError):
+            self.explained(cut=3, PatientComments="x", StudyID="12345678")
 
     def explained(self, cut: int = 0, **attributes: Any) -> dict[str, Any]:
         dataset = Dataset()
