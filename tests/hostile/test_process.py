@@ -158,13 +158,13 @@ class ProcessTestCase(TestCase):
 
     def files(self) -> dict[Path, bytes]:
         """
-        Return every instance and temporary file with its content; index, inbox, documents of metadata and similar files are not
-        included.
+        Return every instance and temporary file with its content; index, inbox, documents of metadata, tasks of forwarding and
+        similar files are not included.
         """
         return {
             path: path.read_bytes()
             for path in self.storage.rglob("*")
-            if not {".index", ".metadata"} & set(path.parts)
+            if not {".index", ".metadata", ".forwarding"} & set(path.parts)
             and path.name != ".lock"
             and path.is_file()
             and not path.match(".incoming/inbox-*")
