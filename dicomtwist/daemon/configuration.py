@@ -21,8 +21,9 @@ from dicomtwist.access.enforcement import Policy
 from dicomtwist.access.rules import DEFAULT_RULES, IDENTITY_TYPES, Identity, Rules, nearest, parse_rules
 from dicomtwist.access.users import Users
 from dicomtwist.archive.removal.policy import RetentionPolicy, parse_retention
-from dicomtwist.transport.peer_address import is_url, parse_peer
-from dicomtwist.transport.web_peer import check_web_peer
+from dicomtwist.dicomweb.urls import is_url
+from dicomtwist.transport.dicomweb_peer import check_dicomweb_peer
+from dicomtwist.transport.peer_address import parse_peer
 from dicomtwist.ul.ae_title import check_ae_title
 
 __all__ = ["Configuration", "ConfigurationError", "add_configuration", "given_options", "read_configuration"]
@@ -237,7 +238,7 @@ def _peer(title: str, address: Any) -> str:
     try:
         check_ae_title(title)
         if is_url(text):
-            check_web_peer(text)
+            check_dicomweb_peer(text)
         else:
             parse_peer(text)
     except ValueError as error:

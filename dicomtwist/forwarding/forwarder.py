@@ -19,8 +19,8 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from dicomtwist.dicomweb.client.urls import BaseURL
 from dicomtwist.dicomweb.client.web_client import DICOMwebClient
+from dicomtwist.dicomweb.urls import is_url
 from dicomtwist.forwarding.delivery.association_sender import AssociationSender
 from dicomtwist.forwarding.delivery.confirmation import Commitments
 from dicomtwist.forwarding.delivery.interfaces import InstanceSource, Sender, TaskQueue, when_fired
@@ -33,6 +33,7 @@ from dicomtwist.forwarding.parsing import parse_forward
 from dicomtwist.forwarding.rules import Destination, ForwardRule
 from dicomtwist.forwarding.tasks.types import Definition, Outcome, Task
 from dicomtwist.runtime.executors import Executor
+from dicomtwist.transport.peer_address import parse_peer
 
 if TYPE_CHECKING:
     from dicomtwist.ae.ae import AE
@@ -286,11 +287,12 @@ class Forwarder(Service):
     def _connect_to(self, addresses: Mapping[str, Address]) -> Callable[[str, int], Sender]:
         def connect(name: str, associations: int) -> Sender:
             address = addresses[name]
-            if isinstance(address, str) and address.startswith(("http://", "https://")):
-                return WebSender(DICOMwebClient(BaseURL.parse(address), retries=0, reactor=self.reactor), self._source)
-            if isinstance(address, str) and address.count(":") == 1:
-                host, _, port = address.partition(":")
-                address = host, int(port)
+            if isinstance(address, str):
+                if is_url(address):
+                    return WebSender(DICOMwebClient(address, retries=0, reactor=self.reactor), self._source)
+                peer = parse_peer(address)
+                if not peer.description:
+                    address = peer.host, peer.port
             return AssociationSender(self.ae, address, name, self._source, self.commitments, associations)
 
         return connect

@@ -165,8 +165,9 @@ class PeerType(ValueType["Peer | WebPeer"]):
 
     def parse(self, text: str) -> Peer | WebPeer:
         """Return the peer that *text* names."""
-        if text.strip().lower().startswith(("http://", "https://")):
-            from dicomtwist.dicomweb import BaseURL
+        from dicomtwist.dicomweb.urls import BaseURL, is_url
+
+        if is_url(text):
             from dicomtwist.tools.web_connection import WebPeer
 
             return WebPeer(BaseURL.parse(text))

@@ -7,7 +7,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.endpoints import TCP6ClientEndpoint
@@ -107,32 +106,6 @@ def parse_peer(text: str) -> Peer:
     prefix = rest.partition(":")[0]
     host, port = _host_and_port(prefix, rest) if prefix in _WITH_HOST else ("", 0)
     return Peer(title, host, port, rest)
-
-
-def is_url(text: str) -> bool:
-    """Return whether *text*, the address of a peer, is meant as a URL of DICOMweb."""
-    return re.match(r"\s*https?://", text, re.IGNORECASE) is not None
-
-
-def check_url(text: str) -> str:
-    """
-    Return the base URL of a peer that speaks DICOMweb (PS3.18 8.2), without white space around it.
-
-    :raises ValueError: it is not one; the text repeats no password.
-    """
-    try:
-        parts = urlsplit(text.strip())
-        has_place = bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        has_place = False
-    if not has_place or parts.scheme not in ("http", "https") or parts.query or parts.fragment:
-        raise ValueError("the address is not a URL of DICOMweb: write https://host/path, or http://host:port/path")
-    if "@" in parts.netloc:
-        raise ValueError("the URL has a user or a password, which others would see")
-    url = text.strip()
-    if not url.isascii() or not url.isprintable() or " " in url:
-        raise ValueError("the URL has other characters than printable ASCII ones: encode them")
-    return url
 
 
 def _port(text: str) -> int:

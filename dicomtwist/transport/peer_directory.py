@@ -11,8 +11,9 @@ from typing import Any, Final
 
 from twisted.internet.interfaces import IStreamClientEndpoint
 
-from dicomtwist.transport.peer_address import is_url, parse_peer
-from dicomtwist.transport.web_peer import WebPeer, read_web_peer
+from dicomtwist.dicomweb.urls import is_url
+from dicomtwist.transport.dicomweb_peer import DICOMwebPeer, read_dicomweb_peer
+from dicomtwist.transport.peer_address import parse_peer
 from dicomtwist.ul.ae_title import check_ae_title
 
 __all__ = ["MAX_PEERS", "Destination", "Peers"]
@@ -33,8 +34,9 @@ class Peers:
     :param reactor: for the endpoints.
     :param descriptions: each ``TITLE=ADDRESS``, where ADDRESS is ``host:port``, ``[::1]:port`` or an endpoint string such
         as ``tls:host:port`` or ``dicomtls:...``, or the base URL of DICOMweb such as ``https://pacs.example/dicom-web``,
-        perhaps with settings behind it (:func:`~dicomtwist.transport.web_peer.check_web_peer`); or ``@FILE``, whose lines are
-        such descriptions. Empty lines and lines that begin with ``#`` are ignored. Later descriptions override earlier ones.
+        perhaps with settings behind it (:func:`~dicomtwist.transport.dicomweb_peer.check_dicomweb_peer`); or ``@FILE``, whose
+        lines are such descriptions. Empty lines and lines that begin with ``#`` are ignored. Later descriptions override
+        earlier ones.
     :raises ValueError: a description is wrong; the text says which and why. Files are read, including those that an
         endpoint string names, which blocks.
     """
@@ -43,7 +45,7 @@ class Peers:
         self._reactor = reactor
         self._descriptions = list(descriptions)
         self._destinations: dict[str, Destination] = {}
-        self._web: dict[str, WebPeer] = {}
+        self._web: dict[str, DICOMwebPeer] = {}
         self.reload()
 
     def reload(self, descriptions: Iterable[str] | None = None) -> None:
@@ -54,7 +56,7 @@ class Peers:
         :raises ValueError: a description is wrong; then nothing has changed.
         """
         found: dict[str, Destination] = {}
-        web: dict[str, WebPeer] = {}
+        web: dict[str, DICOMwebPeer] = {}
         given = self._descriptions if descriptions is None else list(descriptions)
         for description in given:
             for source, line in _lines(description):
@@ -64,7 +66,7 @@ class Peers:
                     raise ValueError(f"{source}{error}") from None
                 found.pop(title, None)
                 web.pop(title, None)
-                if isinstance(destination, WebPeer):
+                if isinstance(destination, DICOMwebPeer):
                     web[title] = destination
                 else:
                     found[title] = destination
@@ -80,7 +82,7 @@ class Peers:
         """Return the address of the AE *title*, ``None`` if it is not known."""
         return self._destinations.get(title.strip(" "))
 
-    def web(self, name: str) -> WebPeer | None:
+    def web(self, name: str) -> DICOMwebPeer | None:
         """Return a peer that speaks DICOMweb, ``None`` if there is no such peer."""
         return self._web.get(name)
 
@@ -97,13 +99,13 @@ class Peers:
     def __len__(self) -> int:
         return len(self._destinations)
 
-    def _parse(self, description: str) -> tuple[str, Destination | WebPeer]:
+    def _parse(self, description: str) -> tuple[str, Destination | DICOMwebPeer]:
         name, equals, address = description.partition("=")
         if not equals:
             raise ValueError(f"{description!r} is not a peer: write TITLE=host:port or TITLE=tls:host:port")
         title = check_ae_title(name)
         if is_url(address):
-            return title, read_web_peer(address)
+            return title, read_dicomweb_peer(address)
         peer = parse_peer(address)
         return title, peer.endpoint(self._reactor) or (peer.host, peer.port)
 

@@ -21,7 +21,6 @@ from dicomtwist.archive.server import ArchiveServer
 from dicomtwist.daemon.forwarding.observed import ForwardingTrail, ObservedSender
 from dicomtwist.daemon.forwarding.options import Forwarding
 from dicomtwist.daemon.processes.siblings import Asker
-from dicomtwist.dicomweb.client.urls import BaseURL
 from dicomtwist.dicomweb.client.web_client import DICOMwebClient
 from dicomtwist.forwarding.delivery.association_sender import AssociationSender
 from dicomtwist.forwarding.delivery.interfaces import Sender
@@ -112,7 +111,7 @@ class ForwardingService:
         self.queue = ForwardQueue(self._executor, self._changed)
         self.queue.store, self.queue.rules = receipt.store, receipt.rules
         self.forwarder: Forwarder | None = self._make_forwarder() if delivers else None
-        self.removal = UnkeptRemoval(receipt.store, server.archive, server.deletion, self._executor)
+        self.removal = UnkeptRemoval(receipt.store, server.archive, server.deletion, server.ae.executors.deletion)
         server.retention.wanted_by.append(receipt.wants)
         receipt.notify = partial(self._executor.call_in_reactor, self.notify)
         if delivers:
@@ -144,7 +143,7 @@ class ForwardingService:
         web = peers.web(name)
         if web is not None:
             client = DICOMwebClient(
-                BaseURL.parse(web.url),
+                web.url,
                 token=web.token or None,
                 user=web.user,
                 tls=web.tls,

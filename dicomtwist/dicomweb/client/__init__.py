@@ -16,8 +16,8 @@ from dicomtwist.dicomweb.client.errors import (
 from dicomtwist.dicomweb.client.http import Timeouts
 from dicomtwist.dicomweb.client.parts import Part
 from dicomtwist.dicomweb.client.storing import Source, StoredInstance, StoreOutcome
-from dicomtwist.dicomweb.client.urls import BaseURL
 from dicomtwist.dicomweb.client.web_client import DICOMwebClient
+from dicomtwist.dicomweb.urls import BaseURL
 
 __all__ = [
     "AccessDenied",

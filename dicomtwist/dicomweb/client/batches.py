@@ -26,9 +26,9 @@ from dicomtwist.dicomweb.client.storing import (
     unsent,
 )
 from dicomtwist.dicomweb.client.upload import Upload
-from dicomtwist.dicomweb.client.urls import uid_of
 from dicomtwist.dicomweb.media_types import DICOM, DICOM_JSON, JSON, RELATED
 from dicomtwist.dicomweb.multipart import new_boundary
+from dicomtwist.dicomweb.urls import uid_of
 from dicomtwist.eventloop.coroutines import deferred_items
 from dicomtwist.runtime.executors import Executor
 

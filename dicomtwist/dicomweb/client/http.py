@@ -42,8 +42,8 @@ from dicomtwist.dicomweb.client.errors import (
     request_failed,
 )
 from dicomtwist.dicomweb.client.upload import Upload
-from dicomtwist.dicomweb.client.urls import BaseURL, origin_of
 from dicomtwist.dicomweb.media_types import MediaType, MediaTypeError
+from dicomtwist.dicomweb.urls import BaseURL, origin_of
 from dicomtwist.endpoints import client_tls_options, describe_tls_error
 from dicomtwist.runtime.backoff import Backoff
 from dicomtwist.tls.transport import wrap_client_tls

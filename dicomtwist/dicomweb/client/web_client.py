@@ -27,9 +27,9 @@ from dicomtwist.dicomweb.client.errors import InvalidResponse
 from dicomtwist.dicomweb.client.http import HTTPClient, Response, Timeouts, Token
 from dicomtwist.dicomweb.client.parts import Part, parts_of
 from dicomtwist.dicomweb.client.storing import Outgoing, Source, StoredInstance
-from dicomtwist.dicomweb.client.urls import BaseURL, path_of, uid_of
 from dicomtwist.dicomweb.media_types import DICOM, DICOM_JSON, JPEG, JSON, OCTET_STREAM, RELATED
 from dicomtwist.dicomweb.parameters import search_query
+from dicomtwist.dicomweb.urls import BaseURL, path_of, uid_of
 from dicomtwist.eventloop.coroutines import deferred_items
 from dicomtwist.runtime.executors import Bounds, Executor
 

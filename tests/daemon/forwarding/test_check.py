@@ -72,9 +72,10 @@ deidentify = ["retain-uids"]
 
     def test_addresses_of_dicomweb(self) -> None:
         for address, words in (
-            ("http://", "not a URL of DICOMweb"),
-            ("https://user:secret@host/dicom-web", "the URL has a user or a password"),
-            ("https://host/x?y=1", "not a URL of DICOMweb"),
+            ("http://", "the URL of a service has the form"),
+            ("http://host:0/", "the URL of a service has the form"),
+            ("https://user:secret@host/dicom-web", "a URL with a user or a password"),
+            ("https://host/x?y=1", "no query"),
             ("https://hö.example/", "printable ASCII"),
         ):
             code, printed = self.run_options("--check", text=f'[peers]\nWEB = "{address}"')

@@ -4,14 +4,20 @@ URLs of a service of DICOMweb: its base URL, and the paths of its resources (PS3
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Final
 from urllib.parse import urlsplit
 
-__all__ = ["BaseURL", "origin_of", "path_of", "uid_of"]
+__all__ = ["BaseURL", "is_url", "origin_of", "path_of", "uid_of"]
 
 _PORTS: Final = {"http": 80, "https": 443}
-_LOOPBACK: Final = ("localhost", "::1")
+
+
+def is_url(text: str) -> bool:
+    """Return whether *text*, the address of a peer, is meant as a URL of DICOMweb."""
+    return re.match(r"\s*https?://", text, re.IGNORECASE) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +48,7 @@ class BaseURL:
             host, port = parts.hostname or "", parts.port
         except ValueError:
             raise ValueError("this is not a URL: write https://host/path") from None
-        if parts.scheme not in ("http", "https") or not host:
+        if parts.scheme not in ("http", "https") or not host or port == 0:
             raise ValueError("the URL of a service has the form https://host/path or http://host:port/path")
         if "@" in parts.netloc:
             raise ValueError("a URL with a user or a password would be shown to others: give them separately")
@@ -59,8 +65,11 @@ class BaseURL:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether the host is this machine."""
-        return self.host in _LOOPBACK or self.host.startswith("127.")
+        """Whether the host is this machine. A name that begins as an address may belong to another one."""
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
 
     @property
     def origin(self) -> tuple[str, str, int]:

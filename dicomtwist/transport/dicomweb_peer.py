@@ -8,15 +8,13 @@ import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 from typing import Any, Final
-from urllib.parse import urlsplit
 
+from dicomtwist.dicomweb.urls import BaseURL
 from dicomtwist.endpoints import EndpointError, client_tls_options
-from dicomtwist.runtime.regular_files import open_regular
-from dicomtwist.transport.peer_address import check_url
+from dicomtwist.runtime.regular_files import read_short
 
-__all__ = ["WebPeer", "check_web_peer", "read_web_peer"]
+__all__ = ["DICOMwebPeer", "check_dicomweb_peer", "read_dicomweb_peer"]
 
 #: The longest token or password in a file, in bytes.
 MAX_WEB_SECRET: Final = 16 * 1024
@@ -28,7 +26,7 @@ _SETTING: Final = re.compile(r"([A-Za-z]+)=(.+)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
-class WebPeer:
+class DICOMwebPeer:
     """
     A peer that speaks DICOMweb.
 
@@ -38,13 +36,13 @@ class WebPeer:
     :ivar tls: makes the TLS connections; ``None`` to trust the certificate authorities of the system.
     """
 
-    url: str
+    url: BaseURL
     token: str = field(default="", repr=False)
     user: tuple[str, str] | None = field(default=None, repr=False)
     tls: Any = field(default=None, repr=False, compare=False)
 
 
-def check_web_peer(text: str) -> tuple[str, dict[str, str]]:
+def check_dicomweb_peer(text: str) -> tuple[BaseURL, dict[str, str]]:
     """
     Return the base URL of a peer and its settings, without the files that they name.
 
@@ -53,10 +51,10 @@ def check_web_peer(text: str) -> tuple[str, dict[str, str]]:
     :raises ValueError: it is wrong; the text says how, and repeats no password.
     """
     try:
-        url, *words = shlex.split(text.strip())
+        url, *words = shlex.split(text) or [""]
     except ValueError:
         raise ValueError("a quotation mark has no end") from None
-    url = check_url(url)
+    base = BaseURL.parse(url)
     settings: dict[str, str] = {}
     for word in words:
         found = _SETTING.fullmatch(word)
@@ -65,11 +63,11 @@ def check_web_peer(text: str) -> tuple[str, dict[str, str]]:
         if found[1] in settings:
             raise ValueError(f"{found[1]} is there twice")
         settings[found[1]] = found[2]
-    _check(url, settings)
-    return url, settings
+    _check(base, settings)
+    return base, settings
 
 
-def _check(url: str, settings: Mapping[str, str]) -> None:
+def _check(url: BaseURL, settings: Mapping[str, str]) -> None:
     if "tokenFile" in settings and ("user" in settings or "passwordFile" in settings):
         raise ValueError("tokenFile and user contradict each other: a request has one user")
     if ("user" in settings) != ("passwordFile" in settings):
@@ -78,30 +76,21 @@ def _check(url: str, settings: Mapping[str, str]) -> None:
         raise ValueError("the name of a user of HTTP has no colon")
     if ("privateKey" in settings) != ("certKey" in settings):
         raise ValueError("privateKey and certKey belong together")
-    if not url.lower().startswith("https:"):
+    if not url.secure:
         if settings.keys() & set(_TLS):
             raise ValueError(f"{', '.join(name for name in _TLS if name in settings)} needs a URL with https")
-        if settings and not _is_here(url):
+        if settings and not url.is_loopback:
             raise ValueError("a token or a password would be sent without TLS: write https")
 
 
-def _is_here(url: str) -> bool:
-    """Return whether the host of a URL is this machine."""
-    host = urlsplit(url).hostname or ""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def read_web_peer(text: str) -> WebPeer:
+def read_dicomweb_peer(text: str) -> DICOMwebPeer:
     """
     Return a peer with what its files hold. It blocks.
 
-    :param text: see :func:`check_web_peer`.
+    :param text: see :func:`check_dicomweb_peer`.
     :raises ValueError: it is wrong, or a file cannot be used; the text contains no secret.
     """
-    url, settings = check_web_peer(text)
+    url, settings = check_dicomweb_peer(text)
     token = _secret("tokenFile", settings)
     user = (settings["user"], _secret("passwordFile", settings)) if "user" in settings else None
     if token and not (token.isascii() and token.isprintable() and " " not in token):
@@ -111,7 +100,7 @@ def read_web_peer(text: str) -> WebPeer:
         try:
             tls = client_tls_options(
                 *(
-                    urlsplit(url).hostname or "",
+                    url.host,
                     settings.get("trustRoots"),
                     settings.get("privateKey"),
                     settings.get("certKey"),
@@ -120,18 +109,17 @@ def read_web_peer(text: str) -> WebPeer:
             )
         except EndpointError as error:
             raise ValueError(str(error)) from None
-    return WebPeer(url, token, user, tls)
+    return DICOMwebPeer(url, token, user, tls)
 
 
 def _secret(name: str, settings: Mapping[str, str]) -> str:
     if name not in settings:
         return ""
     try:
-        with open_regular(settings[name]) as file:
-            data = file.read(MAX_WEB_SECRET + 1)
-        text = data.decode().strip("\r\n")
+        found = read_short(settings[name], MAX_WEB_SECRET)
+        text = "" if found is None else found[1].decode().strip("\r\n")
     except (OSError, ValueError) as error:
         raise ValueError(f"{name}: the file cannot be read: {getattr(error, 'strerror', 'it is not text')}") from None
-    if not text or len(data) > MAX_WEB_SECRET:
+    if not text:
         raise ValueError(f"{name}: the file is empty, or has more than {MAX_WEB_SECRET} bytes")
     return text

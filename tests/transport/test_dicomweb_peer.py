@@ -6,20 +6,22 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from dicomtwist.dicomweb import BaseURL
 from dicomtwist.testing import MemoryNetwork
+from dicomtwist.transport.dicomweb_peer import MAX_WEB_SECRET, check_dicomweb_peer, read_dicomweb_peer
 from dicomtwist.transport.peer_directory import Peers
-from dicomtwist.transport.web_peer import MAX_WEB_SECRET, check_web_peer, read_web_peer
 from tests.peers import certificates
 
 URL = "https://cloud.example/dicom-web"
+BASE = BaseURL.parse(URL)
 
 
 class Text(SynchronousTestCase):
     def test_settings(self) -> None:
-        self.assertEqual(check_web_peer(f" {URL} "), (URL, {}))
+        self.assertEqual(check_dicomweb_peer(f" {URL} "), (BASE, {}))
         self.assertEqual(
-            check_web_peer(f"{URL} tokenFile='/a b/token'  trustRoots=/ca=1.pem"),
-            (URL, {"tokenFile": "/a b/token", "trustRoots": "/ca=1.pem"}),
+            check_dicomweb_peer(f"{URL} tokenFile='/a b/token'  trustRoots=/ca=1.pem"),
+            (BASE, {"tokenFile": "/a b/token", "trustRoots": "/ca=1.pem"}),
         )
 
     def test_mistakes(self) -> None:
@@ -37,16 +39,17 @@ class Text(SynchronousTestCase):
             "http://localhost/dicom-web trustRoots=/x": "trustRoots needs a URL with https",
             "http://cloud.example/dicom-web tokenFile=/x": "without TLS",
             "http://10.0.0.1/dicom-web user=x passwordFile=/x": "without TLS",
+            "http://127.0.0.1.cloud.example/ tokenFile=/x": "without TLS",
             "https://alice:secret@cloud.example/": "a user or a password",
-            "": "",
+            "": "the form https",
         }.items():
-            error = str(self.assertRaises(ValueError, check_web_peer, text))
+            error = str(self.assertRaises(ValueError, check_dicomweb_peer, text))
             self.assertIn(words, error)
             self.assertNotIn("secret", error)
 
     def test_this_machine_needs_no_tls(self) -> None:
         for host in ("localhost", "127.0.0.1", "[::1]"):
-            self.assertEqual(check_web_peer(f"http://{host}:1/ tokenFile=/x")[1], {"tokenFile": "/x"})
+            self.assertEqual(check_dicomweb_peer(f"http://{host}:1/ tokenFile=/x")[1], {"tokenFile": "/x"})
 
 
 class Files(SynchronousTestCase):
@@ -56,13 +59,13 @@ class Files(SynchronousTestCase):
         return path
 
     def test_token(self) -> None:
-        peer = read_web_peer(f"{URL} tokenFile={self.file(b'ab.c-d=')}")
-        self.assertEqual((peer.url, peer.token, peer.user, peer.tls), (URL, "ab.c-d=", None, None))
-        self.assertEqual(read_web_peer(f"{URL} tokenFile={self.file(b'ab' + bytes([13, 10]))}").token, "ab")
+        peer = read_dicomweb_peer(f"{URL} tokenFile={self.file(b'ab.c-d=')}")
+        self.assertEqual((peer.url, peer.token, peer.user, peer.tls), (BASE, "ab.c-d=", None, None))
+        self.assertEqual(read_dicomweb_peer(f"{URL} tokenFile={self.file(b'ab' + bytes([13, 10]))}").token, "ab")
         self.assertNotIn("ab.c", repr(peer))
 
     def test_user(self) -> None:
-        peer = read_web_peer(f"{URL} user=router passwordFile={self.file('pä ß'.encode())}")
+        peer = read_dicomweb_peer(f"{URL} user=router passwordFile={self.file('pä ß'.encode())}")
         self.assertEqual(peer.user, ("router", "pä ß"))
         self.assertNotIn("pä", repr(peer))
 
@@ -75,16 +78,18 @@ class Files(SynchronousTestCase):
             b"a\nb": "no token",
             b"\xff": "is not text",
         }.items():
-            error = str(self.assertRaises(ValueError, read_web_peer, f"{URL} tokenFile={self.file(content)}"))
+            error = str(self.assertRaises(ValueError, read_dicomweb_peer, f"{URL} tokenFile={self.file(content)}"))
             self.assertIn(words, error)
-        self.assertIn("tokenFile", str(self.assertRaises(ValueError, read_web_peer, f"{URL} tokenFile=nowhere")))
-        self.assertIn("tokenFile", str(self.assertRaises(ValueError, read_web_peer, f"{URL} tokenFile=/dev/zero")))
+        self.assertIn("tokenFile", str(self.assertRaises(ValueError, read_dicomweb_peer, f"{URL} tokenFile=nowhere")))
+        self.assertIn("tokenFile", str(self.assertRaises(ValueError, read_dicomweb_peer, f"{URL} tokenFile=/dev/zero")))
 
     def test_tls(self) -> None:
         found = certificates()
-        peer = read_web_peer(f"{URL} trustRoots={found.ca} privateKey={found.client_key} certKey={found.client_cert}")
+        peer = read_dicomweb_peer(
+            f"{URL} trustRoots={found.ca} privateKey={found.client_key} certKey={found.client_cert}"
+        )
         self.assertIsNotNone(peer.tls)
-        error = str(self.assertRaises(ValueError, read_web_peer, f"{URL} trustRoots=nowhere"))
+        error = str(self.assertRaises(ValueError, read_dicomweb_peer, f"{URL} trustRoots=nowhere"))
         self.assertIn("trustRoots", error)
 
     def test_in_the_directory(self) -> None:
