@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,38 +12,21 @@ import click
 
 from dicomtwist.tools import raising_interrupts
 from dicomtwist.tools.options import LocalCommand, command_option
+from dicomtwist.tools.server_options import AS_JSON, DEFAULT_URL, TLS_ROOTS, TOKEN_FILE, URL, with_options
 
-_DEFAULT_URL = "http://127.0.0.1:8042"
-
-
-def _place(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say where the archive is."""
-    for option in reversed(
-        (
-            command_option("--url", metavar="URL", help=f"The server, as in {_DEFAULT_URL}, which is the default."),
-            command_option(
-                "--storage",
-                type=click.Path(exists=True, file_okay=False, path_type=Path),
-                metavar="FOLDER",
-                help="The folder of a server that does not run.",
-            ),
-            command_option(
-                "--token-file",
-                type=click.Path(exists=True, dir_okay=False, path_type=Path),
-                metavar="FILE",
-                help="The file of a token, made with 'dicomtwist passwd --token', for the server.",
-            ),
-            command_option(
-                "--tls-roots",
-                type=click.Path(exists=True, dir_okay=False, path_type=Path),
-                metavar="FILE",
-                help="Certificates of authorities to trust, for a URL with https.",
-            ),
-            command_option("--json", "as_json", is_flag=True, help="Print JSON: an object, or one object a line."),
-        )
-    ):
-        function = option(function)
-    return function
+#: The options that say where the archive is.
+_place = with_options(
+    URL,
+    command_option(
+        "--storage",
+        type=click.Path(exists=True, file_okay=False, path_type=Path),
+        metavar="FOLDER",
+        help="The folder of a server that does not run.",
+    ),
+    TOKEN_FILE,
+    TLS_ROOTS,
+    AS_JSON,
+)
 
 
 def _run(name: str, values: dict[str, Any], **arguments: Any) -> None:
@@ -59,7 +42,7 @@ def _run(name: str, values: dict[str, Any], **arguments: Any) -> None:
         with (
             raising_interrupts(),
             open_archive(
-                url or _DEFAULT_URL, storage, values["token_file"], values["tls_roots"], rebuilds=name == "rebuild"
+                url or DEFAULT_URL, storage, values["token_file"], values["tls_roots"], rebuilds=name == "rebuild"
             ) as archive,
         ):
             status = run(archive, name, as_json=values["as_json"], **arguments)

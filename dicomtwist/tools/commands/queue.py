@@ -12,41 +12,21 @@ import click
 
 from dicomtwist.tools import raising_interrupts
 from dicomtwist.tools.options import LocalCommand, command_option
+from dicomtwist.tools.server_options import AS_JSON, DEFAULT_URL, TLS_ROOTS, TOKEN_FILE, URL, with_options
 
-_DEFAULT_URL = "http://127.0.0.1:8042"
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_STATES = ("waiting", "sending", "held", "failed", "done")
+#: The states of tasks, without the import of their type, which shell completion would wait for.
+STATES = ("waiting", "sending", "held", "failed", "done")
 
 
-def _with(*options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    def add(function: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return add
-
-
-_server = _with(
-    command_option("--url", metavar="URL", help=f"The server, as in {_DEFAULT_URL}, which is the default."),
-    command_option(
-        "--token-file",
-        type=_FILE,
-        metavar="FILE",
-        help="The file of a token, made with 'dicomtwist passwd --token', for the server.",
-    ),
-    command_option(
-        "--tls-roots", type=_FILE, metavar="FILE", help="Certificates of authorities to trust, for a URL with https."
-    ),
-    command_option("--json", "as_json", is_flag=True, help="Print JSON: an object, or one object a line."),
-)
-_selection = _with(
+_server = with_options(URL, TOKEN_FILE, TLS_ROOTS, AS_JSON)
+_selection = with_options(
     command_option("--to", "destination", default="", metavar="PEER", help="Only tasks to this peer."),
     command_option("--study", default="", metavar="UID", help="Only tasks of this study."),
     command_option("--instance", default="", metavar="UID", help="Only tasks of this instance."),
     command_option("--rule", default="", metavar="NAME", help="Only tasks by this rule."),
     command_option(
-        "--state", "states", multiple=True, type=click.Choice(_STATES), help="Only tasks in this state; repeatable."
+        "--state", "states", multiple=True, type=click.Choice(STATES), help="Only tasks in this state; repeatable."
     ),
 )
 
@@ -55,7 +35,7 @@ def _run(values: dict[str, Any], call: Callable[[Any], int]) -> None:
     """Call a function with the API of the server, and end with its exit status."""
     from dicomtwist.tools.server.api import open_server
 
-    _ended(lambda: call(open_server(values["url"] or _DEFAULT_URL, values["token_file"], values["tls_roots"])))
+    _ended(lambda: call(open_server(values["url"] or DEFAULT_URL, values["token_file"], values["tls_roots"])))
 
 
 def _ended(call: Callable[[], int]) -> None:

@@ -23,6 +23,7 @@ from dicomtwist.forwarding.header import read_header
 from dicomtwist.forwarding.operators.explanations import explanations
 from dicomtwist.forwarding.parsing import parse_forward
 from dicomtwist.forwarding.pseudonyms import KEY_LENGTH, Pseudonyms
+from dicomtwist.forwarding.tasks.types import TaskState
 from dicomtwist.part10 import FileMeta, NotDicomFile, encode_preamble_and_meta
 from dicomtwist.settings import IMPLEMENTATION_CLASS_UID
 from dicomtwist.tools.display.console import printable
@@ -39,10 +40,9 @@ _TASK: Final = {
     **dict.fromkeys(("study", "instance", "destination", "rule", "state", "said"), str),
     "next_try": str | None,
 }
-_STATES: Final = ("waiting", "sending", "held", "failed", "done")
 _DESTINATION: Final = {
     "destination": str,
-    **dict.fromkeys(_STATES, int),
+    **dict.fromkeys(map(str, TaskState), int),
     "oldest_age": int | float | None,
     "peers": list,
 }
@@ -101,7 +101,7 @@ def show(api: ServerAPI, ids: Sequence[int], *, as_json: bool) -> int:
     if not isinstance(found, list):
         raise api.is_another()
     if not as_json and found:
-        click.echo(f"{'destination':20}  " + "  ".join(f"{state:>9}" for state in _STATES) + f"  {'oldest':>8}  peer")
+        click.echo(f"{'destination':20}  " + "  ".join(f"{state:>9}" for state in TaskState) + f"  {'oldest':>8}  peer")
     for one in found:
         row = api.checked(one, _DESTINATION)
         if as_json:
@@ -109,7 +109,7 @@ def show(api: ServerAPI, ids: Sequence[int], *, as_json: bool) -> int:
             continue
         oldest = "" if row["oldest_age"] is None else _age(row["oldest_age"])
         peers = "; ".join(_peer(peer) for peer in row["peers"] if isinstance(peer, dict))
-        numbers = "  ".join(f"{row[state]:>9}" for state in _STATES)
+        numbers = "  ".join(f"{row[state]:>9}" for state in TaskState)
         click.echo(f"{printable(row['destination']):20}  {numbers}  {oldest:>8}  {printable(peers)}")
     return 0
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from pydicom.data import get_testdata_file
 
 from dicomtwist.daemon.forwarding.files import read_key
+from dicomtwist.forwarding.tasks.types import TaskState
+from dicomtwist.tools.commands.queue import STATES
 from tests import peers
 from tests.tools.common import ToolTestCase
 
@@ -28,6 +30,10 @@ map.PatientID = "/nowhere.csv"
 
 
 class Queue(ToolTestCase):
+    def test_states(self) -> None:
+        """The command lists the states itself, since it starts without the module that has them."""
+        self.assertEqual(STATES, tuple(TaskState))
+
     def rules(self, text: str = RULES) -> Path:
         path = self.folder / f"{len(list(self.folder.iterdir()))}.toml"
         path.write_text(text)
