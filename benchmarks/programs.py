@@ -144,57 +144,39 @@ def dcmqrscp(configuration: Path) -> Program:
     return lambda port: [dcmtk("dcmqrscp"), "+B", "-c", configuration, port]
 
 
+def _orthanc(folder: Path, **settings: object) -> Sequence[object]:
+    """Write the configuration of Orthanc, which keeps its files in *folder*, and return its command line."""
+    storage = str(folder / "storage")
+    content = {"Name": "ORTHANC", "StorageDirectory": storage, "IndexDirectory": storage, **settings}
+    configuration = folder / "orthanc.json"
+    configuration.write_text(json.dumps(content))
+    return [installed("Orthanc"), configuration]
+
+
+def _orthanc_scp(folder: Path, port: int, **settings: object) -> Sequence[object]:
+    """Return the command line of Orthanc with DIMSE only."""
+    return _orthanc(folder, HttpServerEnabled=False, DicomAet="ORTHANC", DicomPort=port, **settings)
+
+
 def orthanc(folder: Path, found: Certificates | None = None) -> Program:
     """Return Orthanc, which keeps its files in *folder*, with TLS if there are certificates."""
-
-    def command(port: int) -> Sequence[object]:
-        settings: dict[str, object] = {
-            "Name": "ORTHANC",
-            "StorageDirectory": str(folder / "storage"),
-            "IndexDirectory": str(folder / "storage"),
-            "HttpServerEnabled": False,
-            "DicomAet": "ORTHANC",
-            "DicomPort": port,
-            "DicomAlwaysAllowGet": True,
+    settings: dict[str, object] = {"DicomAlwaysAllowGet": True}
+    if found is not None:
+        settings |= {
+            "DicomTlsEnabled": True,
+            "DicomTlsCertificate": found.server_cert,
+            "DicomTlsPrivateKey": found.server_key,
+            "DicomTlsTrustedCertificates": found.ca,
         }
-        if found is not None:
-            settings |= {
-                "DicomTlsEnabled": True,
-                "DicomTlsCertificate": found.server_cert,
-                "DicomTlsPrivateKey": found.server_key,
-                "DicomTlsTrustedCertificates": found.ca,
-            }
-        configuration = folder / "orthanc.json"
-        configuration.write_text(json.dumps(settings))
-        return [installed("Orthanc"), configuration]
-
-    return command
+    return lambda port: _orthanc_scp(folder, port, **settings)
 
 
 def orthanc_forwarder(folder: Path, destination: int) -> Program:
     """Return Orthanc with a script in Lua that sends each instance that comes to the port *destination*."""
-
-    def command(port: int) -> Sequence[object]:
-        script = folder / "forward.lua"
-        script.write_text("function OnStoredInstance(id, tags, metadata)\n  SendToModality(id, 'destination')\nend\n")
-        configuration = folder / "orthanc.json"
-        configuration.write_text(
-            json.dumps(
-                {
-                    "Name": "ORTHANC",
-                    "StorageDirectory": str(folder / "storage"),
-                    "IndexDirectory": str(folder / "storage"),
-                    "HttpServerEnabled": False,
-                    "DicomAet": "ORTHANC",
-                    "DicomPort": port,
-                    "LuaScripts": [str(script)],
-                    "DicomModalities": {"destination": ["DESTINATION", "127.0.0.1", destination]},
-                }
-            )
-        )
-        return [installed("Orthanc"), configuration]
-
-    return command
+    script = folder / "forward.lua"
+    script.write_text("function OnStoredInstance(id, tags, metadata)\n  SendToModality(id, 'destination')\nend\n")
+    modalities = {"destination": ["DESTINATION", "127.0.0.1", destination]}
+    return lambda port: _orthanc_scp(folder, port, LuaScripts=[str(script)], DicomModalities=modalities)
 
 
 #: Orthanc's plugin for DICOMweb, as Debian and Ubuntu install it.
@@ -209,27 +191,15 @@ def orthanc_web(folder: Path) -> Program:
     """
     if not Path(_PLUGIN).exists():
         raise BenchmarkError(f"not installed: {_PLUGIN} (apt-get install orthanc-dicomweb)")
-
-    def command(port: int) -> Sequence[object]:
-        configuration = folder / "orthanc.json"
-        configuration.write_text(
-            json.dumps(
-                {
-                    "Name": "ORTHANC",
-                    "StorageDirectory": str(folder / "storage"),
-                    "IndexDirectory": str(folder / "storage"),
-                    "HttpServerEnabled": True,
-                    "HttpPort": port,
-                    "KeepAlive": True,
-                    "RemoteAccessAllowed": False,
-                    "DicomServerEnabled": False,
-                    "Plugins": [_PLUGIN],
-                }
-            )
-        )
-        return [installed("Orthanc"), configuration]
-
-    return command
+    return lambda port: _orthanc(
+        folder,
+        HttpServerEnabled=True,
+        HttpPort=port,
+        KeepAlive=True,
+        RemoteAccessAllowed=False,
+        DicomServerEnabled=False,
+        Plugins=[_PLUGIN],
+    )
 
 
 def pynetdicom_qrscp(folder: Path) -> Program:
