@@ -105,6 +105,13 @@ class Deliveries(SynchronousTestCase):
         self.spool.append(b"".join(one + b"\n" for one in messages))
         self.delivery.wake()
 
+    def connected(self) -> Line:
+        """Start the delivery, and return the connection that it has made."""
+        self.delivery.start()
+        line = self.receiver.line
+        assert line is not None
+        return line
+
     def pass_time(self, seconds: float) -> None:
         self.clock.pump([0.5] * int(seconds * 2))
 
@@ -167,9 +174,7 @@ class Deliveries(SynchronousTestCase):
 
     def test_not_acknowledged(self) -> None:
         """A message counts when the receiver's system has acknowledged it, however long the connection lives."""
-        self.delivery.start()
-        line = self.receiver.line
-        assert line is not None
+        line = self.connected()
         line.is_flushed = False
         self.put(b"one")
         self.pass_time(10 * SETTLE)
@@ -214,9 +219,7 @@ class Deliveries(SynchronousTestCase):
         self.assertEqual(self.receiver.received, [b"one"])
 
     def test_a_receiver_that_does_not_read(self) -> None:
-        self.delivery.start()
-        line = self.receiver.line
-        assert line is not None
+        line = self.connected()
         line.is_paused = True
         self.put(b"one")
         self.assertEqual(self.receiver.received, [])
@@ -248,9 +251,7 @@ class Deliveries(SynchronousTestCase):
         self.assertFalse(self.clock.getDelayedCalls())
 
     def test_stop_with_a_receiver_that_does_not_read(self) -> None:
-        self.delivery.start()
-        line = self.receiver.line
-        assert line is not None
+        line = self.connected()
         line.is_paused = True
         self.put(b"one")
         stopping = self.delivery.stop()

@@ -34,6 +34,7 @@ from dicomtwist.errors import (
     loggable,
 )
 from dicomtwist.forwarding.delivery.breaker import LONGEST_ASKED
+from dicomtwist.forwarding.tasks.types import MAX_SAID
 from dicomtwist.part10 import NotDicomFile
 from dicomtwist.runtime.backoff import Backoff
 
@@ -47,8 +48,8 @@ MAX_MISSING: Final = 4
 #: The delays before an instance is sent again, in seconds.
 FIRST_DELAY: Final = 10.0
 LONGEST_DELAY: Final = 3600.0
-#: The most characters of the words of a peer that are kept.
-MAX_WORDS: Final = 500
+#: The tries after which an instance has failed that a service has not stored, and says no reason for.
+MAX_UNEXPLAINED: Final = 4
 
 
 class Action(StrEnum):
@@ -87,7 +88,7 @@ class Result:
     def at(self, tries: int) -> Result:
         """Return the result for an instance that has been tried *tries* times, this time included."""
         if self.action is Action.RETRY and self.most and tries >= self.most:
-            return Result(Action.FAIL, f"{self.said}; given up after {tries} tries"[:MAX_WORDS])
+            return Result(Action.FAIL, f"{self.said}; given up after {tries} tries"[:MAX_SAID])
         return self
 
 
@@ -215,4 +216,4 @@ def of_error(error: BaseException) -> Result:
 
 def _words(*parts: str | None) -> str:
     text = ": ".join(part for part in parts if part)
-    return " ".join("".join(one if one.isprintable() else " " for one in text[: 2 * MAX_WORDS]).split())[:MAX_WORDS]
+    return " ".join("".join(one if one.isprintable() else " " for one in text[: 2 * MAX_SAID]).split())[:MAX_SAID]

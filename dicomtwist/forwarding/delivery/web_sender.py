@@ -16,7 +16,7 @@ from dicomtwist.dicomweb.client.web_client import DICOMwebClient
 from dicomtwist.forwarding.delivery.confirmation import missing
 from dicomtwist.forwarding.delivery.instances import open_each, open_for_request
 from dicomtwist.forwarding.delivery.interfaces import Delivery, Feed, InstanceSource, when_fired
-from dicomtwist.forwarding.delivery.results import DONE, Action, Result, of_error, of_reason
+from dicomtwist.forwarding.delivery.results import DONE, MAX_UNEXPLAINED, Action, Result, of_error, of_reason
 
 __all__ = ["WebSender"]
 
@@ -123,4 +123,4 @@ def _result(stored: StoredInstance) -> Result:
         return Result(Action.DONE, stored.words) if stored.words else DONE
     if stored.reason:
         return of_reason(stored.reason)
-    return Result(Action.RETRY, stored.words or "the server gave no reason", 4)
+    return Result(Action.RETRY, stored.words or "the server gave no reason", MAX_UNEXPLAINED)

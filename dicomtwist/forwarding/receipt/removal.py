@@ -39,7 +39,7 @@ class UnkeptRemoval:
     :param store: the tasks, open.
     :param archive: the archive, open.
     :param deletion: deletes instances.
-    :param executor: the threads that look at tasks.
+    :param executor: the threads that look at tasks and files.
     :param clock: returns the time, in seconds since 1970.
 
     :ivar removed: the number of instances that were removed.

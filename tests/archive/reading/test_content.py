@@ -134,7 +134,7 @@ class Frames(unittest.TestCase):
         self.assertEqual(self.frames(stored(2, pixels, syntax=EXPLICIT)), [value[:4], value[4:]])
         # One frame is the whole value if its attributes want more.
         self.assertEqual(self.frames(stored(1, pixels, syntax=EXPLICIT, size=9)), [value])
-        # Those that are there count.
+        # If the value is too short for all frames, the whole ones are given.
         self.assertEqual(self.frames(stored(3, pixels, syntax=EXPLICIT)), [value[:4], value[4:]])
         self.assertEqual(self.frames(stored(3, pixels, syntax=EXPLICIT, size=9)), [])
         with self.assertRaises(DataSetError):

@@ -25,7 +25,6 @@ from dicomtwist.forwarding.delivery.results import (
     FIRST_DELAY,
     LONGEST_DELAY,
     MAX_TRIES,
-    MAX_WORDS,
     Action,
     delays,
     of_connecting,
@@ -34,6 +33,7 @@ from dicomtwist.forwarding.delivery.results import (
     of_status,
 )
 from dicomtwist.forwarding.errors import CoercionError
+from dicomtwist.forwarding.tasks.types import MAX_SAID
 from dicomtwist.part10 import NotDicomFile
 
 #: Statuses of C-STORE, the action, and whether the destination as a whole counts as down.
@@ -112,7 +112,7 @@ class Statuses(unittest.TestCase):
     def test_any_status(self, code: int, comment: str | None) -> None:
         result = of_status(code, comment)
         self.assertTrue(result.said.isprintable())
-        self.assertLessEqual(len(result.said), MAX_WORDS)
+        self.assertLessEqual(len(result.said), MAX_SAID)
         if category(code) in (StatusCategory.SUCCESS, StatusCategory.WARNING):
             self.assertIs(result.action, Action.DONE)
         elif code != 0x0111:

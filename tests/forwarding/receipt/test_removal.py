@@ -77,7 +77,7 @@ class Removal(TestCase):
         await self.removal.look()
         self.assertEqual(self.files(), set())
         self.assertEqual(self.deletion.instances, 2)
-        # The same again is forwarded again, since the archive cannot compare it any more.
+        # An instance that arrives once more is forwarded once more: the archive has no copy to compare it with.
         self.keep(dataset(1))
         self.deliver()
         await self.removal.look()

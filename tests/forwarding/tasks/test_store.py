@@ -112,7 +112,7 @@ class Making(Case):
         self.finish([failed], TaskState.FAILED, said="no")
         made = self.store.make([arrival(number, rule, received=2000) for number in range(4)], NOW + 1)
         self.made(made, 4)
-        # What was being sent was the earlier copy: that it arrived says nothing of the new one.
+        # The peer has the earlier copy now, and still needs the new one.
         self.finish([sending])
         self.assertEqual(self.states(), [TaskState.WAITING] * 4)
         self.assertEqual({one.said for one in self.store.find(Selection(), 10)}, {""})

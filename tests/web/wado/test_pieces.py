@@ -198,7 +198,7 @@ class Sending(TestCase):
             ((b"few", (length, 100_000)), 100_003),
         ):
             body = await self.whole(Case(blocks, stated))
-            # What is too much is not sent; the connection may be reset before the client has taken the rest.
+            # Nothing is sent beyond the stated length. The client may miss the end: the connection may be reset.
             self.assertLessEqual(len(body), stated - (len(body_of(Case(blocks))) < stated))
             self.assertEqual(len(self.resource.failures), 1)
             self.assertNotIsInstance(self.resource.failures.pop(), CancelledError)
