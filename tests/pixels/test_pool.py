@@ -117,15 +117,21 @@ class Answers(PixelsTestCase):
     async def test_peers_take_turns(self) -> None:
         """An image for one host does not wait for the hundreds that another one has asked for."""
         pixels = self.make(processes=1, max_queued=200)
-        busy = [pixels.render(CT, peer="busy") for _ in range(201)]
+        fifo = Path(self.mktemp())
+        os.mkfifo(fifo)
+        # The first one takes until somebody writes to it, so that the others wait behind it however fast the machine is.
+        busy = [pixels.render(path, peer="busy") for path in (fifo, *[CT] * 200)]
         refused = await self.assertFailure(pixels.render(CT, peer="busy"), ExecutorFull)
         self.assertIn("200", str(refused))
         await pixels.render(CT, peer="other")
         self.assertLessEqual(len(pixels.pids), 2)
         source = await pixels.transcode(COMPRESSED, ExplicitVRLittleEndian, peer="other")
         self.assertTrue(await whole(source))
-        self.assertFalse(busy[-2].called)
+        self.assertFalse(any(job.called for job in busy[:-1]))
         await self.assertFailure(busy[-1], ExecutorFull)  # it made room for another host
+        with fifo.open("wb"):
+            pass
+        await self.assertFailure(busy[0], OSError)
         for job in busy:
             job.addErrback(lambda _: None)
 
